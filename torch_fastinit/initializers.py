@@ -1,0 +1,153 @@
+"""What to write into a tensor: one frozen dataclass a distribution, named as in torch and in csrc/distributions.h.
+
+An initializer says nothing of where (that is :class:`torch_fastinit.ops.Fill`) nor of how (that is a backend). Its
+fields are unrounded Python floats: every derived constant is computed once, on the host, in csrc/lower.cpp.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+__all__ = [
+    "Bits",
+    "Constant",
+    "Dirac",
+    "Eye",
+    "Initializer",
+    "Kind",
+    "Normal",
+    "Sparse",
+    "TruncatedNormal",
+    "Uniform",
+]
+
+
+class Kind(enum.IntEnum):
+    """The code of a distribution in an op's arguments; csrc/fill.h has the same list."""
+
+    BITS = 0
+    CONSTANT = 1
+    UNIFORM = 2
+    NORMAL = 3
+    TRUNCATED_NORMAL = 4
+    SPARSE = 5
+    EYE = 6
+    DIRAC = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Initializer:
+    """Base class: ``kind`` is the distribution's code, ``params`` its parameters as the kernels receive them."""
+
+    kind: ClassVar[Kind]
+    #: How many draws (streams) one fill takes: 0 for values that are not random.
+    draws: ClassVar[int] = 0
+
+    @property
+    def params(self) -> tuple[float, ...]:
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bits(Initializer):
+    """Raw words of the stream, from word ``offset`` on, into int32."""
+
+    kind = Kind.BITS
+    draws = 1
+    offset: int = 0
+
+    @property
+    def params(self) -> tuple[float, ...]:
+        return tuple(float((self.offset >> shift) & 0xFFFFFFFF) for shift in (0, 32, 64))
+
+
+@dataclass(frozen=True, slots=True)
+class Constant(Initializer):
+    """The same value everywhere, converted to the tensor's dtype as ``Tensor.fill_`` does."""
+
+    kind = Kind.CONSTANT
+    value: complex | float | int | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform(Initializer):
+    """U(a, b) on [a, b)."""
+
+    kind = Kind.UNIFORM
+    draws = 1
+    a: float = 0.0
+    b: float = 1.0
+
+    @property
+    def params(self) -> tuple[float, ...]:
+        return (self.a, self.b)
+
+
+@dataclass(frozen=True, slots=True)
+class Normal(Initializer):
+    """N(mean, std^2)."""
+
+    kind = Kind.NORMAL
+    draws = 1
+    mean: float = 0.0
+    std: float = 1.0
+
+    @property
+    def params(self) -> tuple[float, ...]:
+        return (self.mean, self.std)
+
+    def component(self) -> Normal:
+        """The distribution of the real and of the imaginary part of a complex tensor filled with this one."""
+        return Normal(self.mean, self.std / math.sqrt(2.0))
+
+
+@dataclass(frozen=True, slots=True)
+class TruncatedNormal(Initializer):
+    """N(mean, std^2) conditioned on [a, b]; ``a`` and ``b`` may be infinite."""
+
+    kind = Kind.TRUNCATED_NORMAL
+    draws = 1
+    mean: float = 0.0
+    std: float = 1.0
+    a: float = -2.0
+    b: float = 2.0
+
+    @property
+    def params(self) -> tuple[float, ...]:
+        return (self.mean, self.std, self.a, self.b)
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse(Initializer):
+    """N(0, std^2) in a matrix, with exactly ``ceil(sparsity * rows)`` zeros in every column (Martens, ICML 2010)."""
+
+    kind = Kind.SPARSE
+    draws = 2
+    sparsity: float
+    std: float = 0.01
+
+    @property
+    def params(self) -> tuple[float, ...]:
+        return (self.sparsity, self.std)
+
+
+@dataclass(frozen=True, slots=True)
+class Eye(Initializer):
+    """The identity matrix."""
+
+    kind = Kind.EYE
+
+
+@dataclass(frozen=True, slots=True)
+class Dirac(Initializer):
+    """The Dirac delta of a 3, 4 or 5-dimensional convolution weight, group by group."""
+
+    kind = Kind.DIRAC
+    groups: int = 1
+
+    @property
+    def params(self) -> tuple[float, ...]:
+        return (float(self.groups),)

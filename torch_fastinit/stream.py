@@ -1,0 +1,74 @@
+"""Seed, name and draw number -> key and stream of the generator (docs/stream.md, sections 1, 2 and 6)."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+__all__ = ["draw_seed", "draw_stream", "stream_id", "to_signed"]
+
+_MASK64 = (1 << 64) - 1
+
+#: Segments that wrapper modules put into the names of the tensors below them; a wrapped model has the bare model's streams.
+WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+
+def _blake2b_64(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def canonical_name(name: str) -> str:
+    """``name`` without the segments that wrapper modules add.
+
+    >>> canonical_name("_orig_mod.layers.0._checkpoint_wrapped_module.weight")
+    'layers.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in WRAPPER_SEGMENTS)
+
+
+def stream_id(name: str) -> int:
+    """The 64-bit stream that holds the first draw of the tensor called ``name``.
+
+    Args:
+        name: a parameter's or buffer's name as the root module gives it, such as ``"layers.0.weight"``.
+
+    Returns:
+        An integer in [0, 2**64): the little-endian BLAKE2b digest of 8 bytes of the name in UTF-8.
+
+    Example:
+        >>> import torch_fastinit as fastinit
+        >>> hex(fastinit.stream_id("lm_head.weight"))
+        '0x7192019439b6cb46'
+    """
+    return _blake2b_64(name.encode())
+
+
+def draw_stream(first: int, draw: int) -> int:
+    """The stream of draw number ``draw`` of a tensor whose draw 0 has the stream ``first``."""
+    if draw == 0:
+        return first
+    return _blake2b_64((first & _MASK64).to_bytes(8, "little") + draw.to_bytes(8, "little"))
+
+
+def draw_seed(generator: torch.Generator | None = None) -> int:
+    """A fresh 64-bit seed (as a signed integer), from ``generator`` or torch's default CPU generator.
+
+    A CUDA generator is read and advanced on the host, as one call of a Philox kernel would advance it: no
+    synchronisation with the device.
+    """
+    if generator is not None and generator.device.type != "cpu":
+        if generator.device.type != "cuda":
+            raise RuntimeError(f"Expected a 'cpu' or 'cuda' generator, but found one for {generator.device.type!r}")
+        offset = generator.get_offset()
+        generator.set_offset(offset + 4)
+        state = (generator.initial_seed() & _MASK64).to_bytes(8, "little") + offset.to_bytes(8, "little")
+        return to_signed(_blake2b_64(state))
+    word = torch.empty((), dtype=torch.int64, device="cpu")
+    return int(word.random_(-(2**63), None, generator=generator).item())
+
+
+def to_signed(word: int) -> int:
+    """``word`` modulo 2**64 as a signed 64-bit integer, which is what an op's ``int`` argument holds."""
+    word &= _MASK64
+    return word - (1 << 64) if word >> 63 else word
