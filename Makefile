@@ -1,0 +1,63 @@
+# Each target does all its own set-up, in .venv; the second run is quick.
+#
+# requirements-dev.txt pins torch==2.13.0. Where PyPI's build of it brings CUDA along and that is not wanted, set
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h)
+
+.PHONY: help demo test bench lint format build clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo   build two real models, eagerly and with torch_fastinit; print a table and write demo.png"
+	@echo "make test   the whole test suite, doctests and the documentation's snippets"
+	@echo "make bench  speed of every fill against torch, side by side"
+	@echo "make lint   ruff, mypy and clang-format, changing nothing"
+	@echo "make format ruff and clang-format, changing files"
+	@echo "make clean  remove what was built (not .venv)"
+
+demo: build
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: build
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: build
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+lint: $(STAMPS)/requirements
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(STAMPS)/requirements
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf build dist *.egg-info torch_fastinit/_C.*.so $(STAMPS)/package
+
+# Set-up ---------------------------------------------------------------------------------------------------------------
+
+build: $(STAMPS)/package
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "torch_fastinit needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMPS)/requirements: requirements-dev.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' $<)"
+	$(BIN)/python -m pip install --quiet -r $<
+	@mkdir -p $(STAMPS) && touch $@
+
+# The installed package is this folder: only what the build reads, and the metadata, ask for a new installation.
+$(STAMPS)/package: setup.py pyproject.toml $(CXX_FILES) $(STAMPS)/requirements
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
