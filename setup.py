@@ -20,19 +20,16 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 
-# The kernels promise the same bits everywhere: no contraction of a * b + c behind our back, and nothing like -ffast-math.
+# The kernels promise the same bits everywhere: no contraction of a * b + c behind our back, nothing like -ffast-math.
 CXX_FLAGS = (
-    "-std=c++17 -O3 -DNDEBUG -fPIC -fvisibility=hidden -pthread "
-    "-ffp-contract=off -fno-math-errno -Wall -Wextra"
+    "-std=c++17 -O3 -DNDEBUG -fPIC -fvisibility=hidden -pthread -ffp-contract=off -fno-math-errno -Wall -Wextra"
 ).split()
 
 # csrc/cpu_kernels.cpp is compiled once for each of these; csrc/cpu.cpp chooses among them at run time.
 INSTRUCTION_SETS = {"scalar": ""}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = "-mavx2 -mfma"
-    INSTRUCTION_SETS["avx512"] = (
-        "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512"
-    )
+    INSTRUCTION_SETS["avx512"] = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512"
 
 
 def compilations() -> list[tuple[Path, str, list[str]]]:
