@@ -1,8 +1,8 @@
 """The Python in README.md and docs/ runs.
 
 A fenced ``python`` block with ``>>>`` in it is a doctest; any other is executed as it stands. The blocks of one file
-share their names, in order. A block fenced as ``python no-run`` is only compiled: for hardware or time that the tests do
-not have.
+share their names, in order. A block fenced as ``python no-run`` is only compiled: for hardware or time that the tests
+do not have.
 """
 
 from __future__ import annotations
