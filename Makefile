@@ -28,7 +28,7 @@ test: build
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: build
-	$(BIN)/python benchmarks/bench.py $(ARGS)
+	$(BIN)/python benchmarks/bench.py --json build/bench.json $(ARGS)
 
 lint: $(STAMPS)/requirements
 	$(BIN)/ruff check .
