@@ -16,6 +16,7 @@ from pathlib import Path
 import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
@@ -85,7 +86,8 @@ class NinjaBuild(build_ext):
         # Not self.build_temp, which is a new folder at every editable install: rebuilds take only what changed.
         folder = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         write_ninja(folder, target)
-        subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder)], check=True)
+        if subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder)]).returncode != 0:
+            raise CompileError(f"ninja could not build {target.name}; the compiler's message is above")
 
 
 setup(
