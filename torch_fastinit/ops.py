@@ -1,7 +1,8 @@
 """The two custom ops that every fill goes through, and the Python side of a fill.
 
-``fastinit::fill_batch_`` writes many tensors with explicit seeds; ``fastinit::fill_`` writes one and draws its own seed.
-Neither bumps a version counter nor refuses a leaf that requires gradients: the public functions above them do both.
+``fastinit::fill_batch_`` writes many tensors with explicit seeds; ``fastinit::fill_`` writes one and draws its own
+seed. Neither bumps a version counter: the public functions above them do. Neither refuses a leaf that requires
+gradients: a fill is an initialisation, outside of the history that autograd keeps.
 
 A batch travels as two flat lists. ``recipe`` holds, for each tensor::
 
@@ -14,16 +15,17 @@ dimension 0 is the whole tensor.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from torch_fastinit.backend import DTYPE_CODES, fill_cpu
-from torch_fastinit.initializers import Constant, Initializer, Kind, Normal
+from torch_fastinit.initializers import Bits, Constant, Initializer, Kind, Normal, Uniform
 from torch_fastinit.stream import draw_seed, to_signed
 
-__all__ = ["RANDOM_DTYPES", "Fill", "Region", "fill", "fill_one"]
+__all__ = ["RANDOM_DTYPES", "Fill", "Region", "fill", "fill_one", "random_bits_"]
 
 #: dtypes that a random fill can write (complex ones as pairs of reals).
 RANDOM_DTYPES = frozenset(DTYPE_CODES) - {torch.int32}
@@ -61,11 +63,11 @@ def fill(fills: Sequence[Fill]) -> None:
     recipe: list[int] = []
     params: list[float] = []
     for f in fills:
-        tensor, initializer, region = f.tensor, f.initializer, f.region
-        if tensor.is_complex() and isinstance(initializer, Normal):
-            tensor, initializer = torch.view_as_real(tensor), initializer.component()
-            if region is not None:
-                region = Region((*region.shape, 2), (*region.offsets, 0))
+        region = f.region
+        tensor, initializer = _as_real(f.tensor, f.initializer)
+        if region is not None and tensor is not f.tensor:
+            region = Region((*region.shape, 2), (*region.offsets, 0))
+        _check_dtype(tensor, initializer)
         if isinstance(initializer, Constant):
             words = constant_words(initializer.value, tensor.dtype)
         else:
@@ -75,14 +77,105 @@ def fill(fills: Sequence[Fill]) -> None:
         recipe += (initializer.kind, *words, len(initializer.params), len(where) // 2, *where)
         params += initializer.params
     if tensors:
-        torch.ops.fastinit.fill_batch_(tensors, recipe, params)
+        _fill_batch_op(tensors, recipe, params)
 
 
 def fill_one(tensor: torch.Tensor, initializer: Initializer, generator: torch.Generator | None = None) -> None:
     """Fill one tensor with random values under a seed drawn from ``generator`` (default: torch's CPU generator)."""
-    if tensor.is_complex() and isinstance(initializer, Normal):
-        tensor, initializer = torch.view_as_real(tensor), initializer.component()
-    torch.ops.fastinit.fill_(tensor, initializer.kind, initializer.params, generator=generator)
+    if tensor.dtype not in RANDOM_DTYPES:
+        if tensor.numel() == 0 and not isinstance(initializer, Uniform):
+            return  # where torch, too, looks at no dtype
+        if tensor.is_conj():
+            return _fill_lazy_view(tensor, initializer, generator)
+        tensor, initializer = _as_real(tensor, initializer)
+        _check_dtype(tensor, initializer)
+    if tensor.is_neg():
+        return _fill_lazy_view(tensor, initializer, generator)
+    if generator is None:
+        _fill_op(tensor, initializer.kind, initializer.params)
+    else:
+        _fill_op(tensor, initializer.kind, initializer.params, generator=generator)
+
+
+def random_bits_(tensor: torch.Tensor, *, seed: int, stream: int, offset: int = 0) -> torch.Tensor:
+    """Fill an int32 tensor with raw words of the random stream.
+
+    Element ``i`` (row-major, whatever the memory layout) is word ``offset + i`` of stream ``stream`` under ``seed``:
+    word ``n`` is word ``n % 4`` of Philox4x32-10 with the key ``seed`` and the counter ``(n // 4, stream)``, each 64
+    bits, low word first. Words are uniform on [-2**31, 2**31). The result depends on nothing but the arguments.
+
+    Args:
+        tensor: an int32 tensor of any shape and strides.
+        seed: the key; taken modulo 2**64.
+        stream: the upper half of the counter; taken modulo 2**64. See :func:`torch_fastinit.stream_id`.
+        offset: the word that the first element receives, in [0, 2**66). Words past 2**66 wrap to word 0.
+
+    Returns:
+        ``tensor``.
+
+    Raises:
+        TypeError: ``tensor`` is not int32.
+        ValueError: ``offset`` is outside [0, 2**66).
+        RuntimeError: elements of ``tensor`` share memory.
+
+    Reference:
+        Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011),
+        https://doi.org/10.1145/2063384.2063405
+
+    Example:
+        >>> import torch, torch_fastinit as fastinit
+        >>> words = fastinit.random_bits_(torch.empty(4, dtype=torch.int32), seed=0, stream=0)
+        >>> [hex(word % 2**32) for word in words.tolist()]
+        ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+    """
+    if tensor.dtype is not torch.int32:
+        raise TypeError(f"random_bits_ fills an int32 tensor, but tensor has dtype {tensor.dtype}")
+    seed, stream, offset = operator.index(seed), operator.index(stream), operator.index(offset)
+    if not 0 <= offset < 1 << 66:
+        raise ValueError(f"random_bits_ needs 0 <= offset < 2**66, but offset is {offset}")
+    refuse_inference_update(tensor)
+    fill([Fill(tensor, Bits(offset), seed, stream)])
+    torch.autograd.graph.increment_version(tensor)
+    return tensor
+
+
+def refuse_inference_update(tensor: torch.Tensor) -> None:
+    """Raise what an in-place operation of torch raises for an inference tensor outside of inference mode."""
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "Inplace update to inference tensor outside InferenceMode is not allowed. "
+            "You can make a clone to get a normal tensor before doing inplace update."
+        )
+
+
+def _fill_lazy_view(tensor: torch.Tensor, initializer: Initializer, generator: torch.Generator | None) -> None:
+    """Fill a lazily conjugated or negated view, whose own memory holds other values, by way of new memory."""
+    new = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    fill_one(new, initializer, generator)
+    with torch.no_grad():
+        tensor.copy_(new)
+
+
+def _as_real(tensor: torch.Tensor, initializer: Initializer) -> tuple[torch.Tensor, Initializer]:
+    """A complex tensor as one of pairs of reals, with the distribution of each; anything else as it is."""
+    if tensor.is_complex():
+        if isinstance(initializer, Normal):
+            return torch.view_as_real(tensor), initializer.component()
+        if isinstance(initializer, Uniform):
+            return torch.view_as_real(tensor), initializer
+    return tensor, initializer
+
+
+def _check_dtype(tensor: torch.Tensor, initializer: Initializer) -> None:
+    """Raise, as torch does, for a dtype that ``initializer`` cannot be written into."""
+    if initializer.kind is Kind.CONSTANT or tensor.dtype in RANDOM_DTYPES:
+        return
+    if initializer.kind is Kind.BITS and tensor.dtype is torch.int32:
+        return
+    known = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in RANDOM_DTYPES))
+    raise NotImplementedError(
+        f"{initializer.kind.name.lower()} fill is not implemented for {tensor.dtype}; it writes {known}"
+    )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -100,15 +193,29 @@ def constant_words(value: complex | float | int | bool, dtype: torch.dtype) -> t
     return _constant_words(value, dtype, repr(value))  # repr: 0.0 == -0.0 == False, and nan != nan
 
 
+def _refuse_overlap(tensor: torch.Tensor) -> None:
+    """Raise, as torch does, for a tensor that was expanded: two of its elements would be one place in memory."""
+    if tensor.is_contiguous():
+        return
+    if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        raise RuntimeError(
+            "unsupported operation: more than one element of the written-to tensor refers to a single memory location "
+            f"(shape {tuple(tensor.shape)}, strides {tensor.stride()}). "
+            "Please clone() the tensor before performing the operation."
+        )
+
+
 def _fill_batch_cpu(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
+    for tensor in tensors:
+        _refuse_overlap(tensor)
     fill_cpu(tensors, recipe, params)
 
 
-def _fill_one(
+def _fill_cpu(
     tensor: torch.Tensor, kind: int, params: Sequence[float], *, generator: torch.Generator | None = None
 ) -> None:
-    recipe = (int(kind), draw_seed(generator), 0, len(params), 0)
-    torch.ops.fastinit.fill_batch_([tensor], recipe, params)
+    _refuse_overlap(tensor)
+    fill_cpu((tensor,), (kind, draw_seed(generator), 0, len(params), 0), params)
 
 
 def _nothing(*args: object, **kwargs: object) -> None:
@@ -116,6 +223,13 @@ def _nothing(*args: object, **kwargs: object) -> None:
 
 
 _library.impl("fill_batch_", _fill_batch_cpu, "CPU")
-_library.impl("fill_", _fill_one, "CPU")
+_library.impl("fill_", _fill_cpu, "CPU")
 torch.library.register_fake("fastinit::fill_batch_", _nothing, lib=_library)
 torch.library.register_fake("fastinit::fill_", _nothing, lib=_library)
+for _name in ("fill_batch_", "fill_"):
+    # A fill has no derivative and leaves the tensor's history alone, as torch's initialisers do under no_grad.
+    _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+
+# Overloads rather than packets: a third of a microsecond a call.
+_fill_batch_op = torch.ops.fastinit.fill_batch_.default
+_fill_op = torch.ops.fastinit.fill_.default

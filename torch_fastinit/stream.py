@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 
 import torch
 
@@ -10,8 +11,19 @@ __all__ = ["draw_seed", "draw_stream", "stream_id", "to_signed"]
 
 _MASK64 = (1 << 64) - 1
 
-#: Segments that wrapper modules put into the names of the tensors below them; a wrapped model has the bare model's streams.
+#: Segments that wrapper modules put into names: a wrapped model has the bare model's streams.
 WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+
+class _Scratch(threading.local):
+    """One 64-bit integer a thread: a draw allocates nothing."""
+
+    def __init__(self) -> None:
+        with torch.inference_mode(False):
+            self.word = torch.empty((), dtype=torch.int64, device="cpu")
+
+
+_scratch = _Scratch()
 
 
 def _blake2b_64(data: bytes) -> int:
@@ -51,6 +63,11 @@ def draw_stream(first: int, draw: int) -> int:
     return _blake2b_64((first & _MASK64).to_bytes(8, "little") + draw.to_bytes(8, "little"))
 
 
+def mixed_seed(seed: int, stream: int) -> int:
+    """A seed for one of torch's own generators, for a draw whose distribution no fill has."""
+    return _blake2b_64((seed & _MASK64).to_bytes(8, "little") + (stream & _MASK64).to_bytes(8, "little"))
+
+
 def draw_seed(generator: torch.Generator | None = None) -> int:
     """A fresh 64-bit seed (as a signed integer), from ``generator`` or torch's default CPU generator.
 
@@ -64,8 +81,7 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
         generator.set_offset(offset + 4)
         state = (generator.initial_seed() & _MASK64).to_bytes(8, "little") + offset.to_bytes(8, "little")
         return to_signed(_blake2b_64(state))
-    word = torch.empty((), dtype=torch.int64, device="cpu")
-    return int(word.random_(-(2**63), None, generator=generator).item())
+    return int(_scratch.word.random_(-(2**63), None, generator=generator).item())
 
 
 def to_signed(word: int) -> int:

@@ -1,0 +1,741 @@
+r"""Drop-in for :mod:`torch.nn.init`: the same names, signatures, defaults, return values, errors and warnings.
+
+Every random function validates its arguments, says what to write as one
+:mod:`initializer <torch_fastinit.initializers>` and hands that to one fill: one pass over memory on every thread, with
+bits that depend on the seed and on an element's row-major index alone - not on strides, threads or instruction set. The
+seed is drawn from ``generator=``, or from torch's default CPU generator, so ``torch.manual_seed`` governs::
+
+    >>> import torch
+    >>> from torch_fastinit import init
+    >>> _ = torch.manual_seed(0)
+    >>> w = init.kaiming_uniform_(torch.empty(64, 32), nonlinearity="relu")
+    >>> bool(w.abs().max() <= (6 / 32) ** 0.5)
+    True
+
+Tensors may have any shape and strides. Random fills write float16, bfloat16, float32, float64, float8_e4m3fn,
+float8_e5m2 and complex tensors; another dtype raises ``NotImplementedError``, a tensor whose elements share memory (an
+expanded one) ``RuntimeError``, and a function that raises leaves its tensor untouched. As in torch, every function
+returns its tensor, works on leaves that require gradients, and bumps the tensor's version counter.
+
+For the scaled functions, ``fan_in`` is ``shape[1] * prod(shape[2:])``, ``fan_out`` is ``shape[0] * prod(shape[2:])``.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+# Bound here, once: code that puts this module's functions into torch.nn.init must not send these back to this module.
+from torch.nn.init import calculate_gain
+from torch.nn.init import dirac_ as _torch_dirac_
+from torch.nn.init import eye_ as _torch_eye_
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from torch_fastinit.initializers import Dirac, Eye, Initializer, Normal, Sparse, TruncatedNormal, Uniform
+from torch_fastinit.ops import RANDOM_DTYPES, Fill, fill, fill_one, refuse_inference_update
+
+__all__ = [
+    "calculate_gain",
+    "constant_",
+    "dirac_",
+    "eye_",
+    "kaiming_normal_",
+    "kaiming_uniform_",
+    "lecun_normal_",
+    "lecun_uniform_",
+    "normal_",
+    "ones_",
+    "orthogonal_",
+    "sparse_",
+    "trunc_normal_",
+    "uniform_",
+    "variance_scaling_",
+    "xavier_normal_",
+    "xavier_uniform_",
+    "zeros_",
+]
+
+#: Standard deviation of N(0, 1) conditioned on [-2, 2]: sqrt(1 - 4 phi(2) / erf(sqrt(2))), phi the normal density.
+_TRUNCATED_STD = 0.87962566103423978
+
+#: The largest finite value of a component, for every dtype that a random fill writes.
+_LARGEST = {dtype: torch.finfo(dtype).max for dtype in RANDOM_DTYPES} | {
+    dtype: torch.finfo(dtype.to_real()).max for dtype in (torch.complex32, torch.complex64, torch.complex128)
+}
+
+#: The dtype that an orthogonal matrix is computed in, for every dtype that it is written to.
+_QR_DTYPE = dict.fromkeys(_LARGEST, torch.float32) | {
+    torch.float64: torch.float64,
+    torch.complex32: torch.complex64,
+    torch.complex64: torch.complex64,
+    torch.complex128: torch.complex128,
+}
+
+
+# ---- What every function needs --------------------------------------------------------------------------------------
+
+
+def _random_fill(tensor: Tensor, initializer: Initializer, generator: torch.Generator | None) -> Tensor:
+    """One fill, with the manners of an in-place operation of torch under ``no_grad``."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, not {type(generator).__name__}")
+    if torch.compiler.is_compiling():  # the compiled graph does the manners itself, if it sees no_grad
+        with torch.no_grad():
+            fill_one(tensor, initializer, generator)
+        return tensor
+    refuse_inference_update(tensor)
+    fill_one(tensor, initializer, generator)
+    torch.autograd.graph.increment_version(tensor)
+    return tensor
+
+
+def _fixed_fill(tensor: Tensor, initializer: Initializer) -> Tensor:
+    """As :func:`_random_fill`, for values that are not random."""
+    if torch.compiler.is_compiling():
+        with torch.no_grad():
+            fill([Fill(tensor, initializer)])
+        return tensor
+    refuse_inference_update(tensor)
+    fill([Fill(tensor, initializer)])
+    torch.autograd.graph.increment_version(tensor)
+    return tensor
+
+
+def _number(value: Any, name: str) -> float:
+    """``value`` as torch converts an argument of type float."""
+    if type(value) is float:
+        return value
+    if isinstance(value, (str, bytes, bytearray, complex)) or (
+        isinstance(value, Tensor) and (value.dim() != 0 or value.requires_grad)
+    ):
+        raise TypeError(f"{name} must be a float, not {type(value).__name__}")
+    return float(value)
+
+
+def _uniform(tensor: Tensor, a: Any, b: Any, generator: torch.Generator | None) -> Tensor:
+    """U(a, b), checked as ``Tensor.uniform_`` checks it."""
+    a, b = _number(a, "a"), _number(b, "b")
+    largest = _LARGEST.get(tensor.dtype, math.inf)
+    if not (-largest <= a <= b <= largest and b - a <= largest) and not tensor.is_meta:
+        if not -largest <= a <= largest:
+            raise RuntimeError(f"uniform_: a is out of bounds for {tensor.dtype}, but found a={a}")
+        if not -largest <= b <= largest:
+            raise RuntimeError(f"uniform_: b is out of bounds for {tensor.dtype}, but found b={b}")
+        if a > b:
+            raise RuntimeError(f"uniform_ expects to return a [a, b) range, but found a={a} > b={b}")
+        raise RuntimeError(f"uniform_ expects b - a <= {largest}, the largest {tensor.dtype}, but found a={a}, b={b}")
+    return _random_fill(tensor, Uniform(a, b), generator)
+
+
+def _normal(tensor: Tensor, mean: Any, std: Any, generator: torch.Generator | None) -> Tensor:
+    """N(mean, std^2), checked as ``Tensor.normal_`` checks it."""
+    mean, std = _number(mean, "mean"), _number(std, "std")
+    if not std >= 0.0:
+        raise RuntimeError(f"normal expects std >= 0.0, but found std={std}")
+    return _random_fill(tensor, Normal(mean, std), generator)
+
+
+def _fans(tensor: Tensor) -> tuple[int, int]:
+    if tensor.dim() < 2:
+        raise ValueError("Fan in and fan out can not be computed for tensor with fewer than 2 dimensions")
+    outputs, inputs, *kernel = tensor.shape
+    receptive_field = math.prod(kernel)
+    return inputs * receptive_field, outputs * receptive_field
+
+
+def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: Any) -> float:
+    mode = mode.lower()
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f"Mode {mode} not supported, please use one of ['fan_in', 'fan_out']")
+    fan_in, fan_out = _fans(tensor)
+    return calculate_gain(nonlinearity, a) / math.sqrt(fan_in if mode == "fan_in" else fan_out)
+
+
+def _has_no_elements(tensor: Tensor) -> bool:
+    """Whether there is nothing to scale (a fan may be 0): a warning to whoever called the caller."""
+    if 0 in tensor.shape:
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
+        return True
+    return False
+
+
+# ---- Plain distributions --------------------------------------------------------------------------------------------
+
+
+def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+    r"""Fill ``tensor`` with :math:`\mathcal{U}(a, b)`, on [a, b).
+
+    Values are a + (b - a) u, u one of 2**24 (float64: 2**53) equidistant values in [0, 1), rounded once to the dtype;
+    none is b or more unless a == b. A complex tensor has independent real and imaginary parts.
+
+    Args:
+        tensor: any shape; a floating-point or complex dtype.
+        a: the lower bound.
+        b: the upper bound.
+        generator: where the seed is drawn from (default: torch's default CPU generator).
+
+    Raises:
+        RuntimeError: ``a > b``; a bound, or ``b - a``, is not finite in the tensor's dtype.
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> w = init.uniform_(torch.empty(3, 5), -1.0, 1.0)
+        >>> bool((w >= -1).all() and (w < 1).all())
+        True
+    """
+    if has_torch_function_variadic(tensor):
+        return handle_torch_function(uniform_, (tensor,), tensor=tensor, a=a, b=b, generator=generator)
+    return _uniform(tensor, a, b, generator)
+
+
+def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+    r"""Fill ``tensor`` with :math:`\mathcal{N}(\text{mean}, \text{std}^2)`.
+
+    Float32 values reach 6.5 standard deviations or more. As in torch, the real and the imaginary part of a complex
+    tensor are independent, each with half the variance.
+
+    Args:
+        tensor: any shape; a floating-point or complex dtype.
+        mean: the mean.
+        std: the standard deviation, 0 or more.
+        generator: where the seed is drawn from (default: torch's default CPU generator).
+
+    Raises:
+        RuntimeError: ``std`` is negative or nan.
+
+    Reference:
+        Box and Muller, "A note on the generation of random normal deviates" (1958),
+        https://doi.org/10.1214/aoms/1177706645
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> w = torch.empty(3, 5)
+        >>> init.normal_(w, std=0.02) is w
+        True
+    """
+    if has_torch_function_variadic(tensor):
+        return handle_torch_function(normal_, (tensor,), tensor=tensor, mean=mean, std=std, generator=generator)
+    return _normal(tensor, mean, std, generator)
+
+
+def trunc_normal_(
+    tensor: Tensor,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Fill ``tensor`` with :math:`\mathcal{N}(\text{mean}, \text{std}^2)` conditioned on :math:`[a, b]`.
+
+    The bounds are values, not deviations: ``trunc_normal_(w, std=0.02)`` cuts at 100 deviations. The quantile function
+    is evaluated once per element, in one pass, and is right in the far tail too; no value is outside the bounds, in the
+    tensor's own dtype.
+
+    Args:
+        tensor: any shape; a real floating-point dtype.
+        mean: the mean before truncation.
+        std: the standard deviation before truncation.
+        a: the least value; may be ``-inf``.
+        b: the greatest value; may be ``inf``.
+        generator: where the seed is drawn from (default: torch's default CPU generator).
+
+    Raises:
+        RuntimeError: ``a > b``; ``std`` is negative; an argument is nan; nothing in [a, b] is finite in the dtype.
+        ZeroDivisionError: ``std`` is 0.
+
+    Warns:
+        UserWarning: ``mean`` is more than two deviations outside [a, b].
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> w = init.trunc_normal_(torch.empty(1000), std=0.02, a=-0.04, b=0.04)
+        >>> bool(w.abs().max() <= 0.04)
+        True
+    """
+    if tensor.is_meta:
+        return tensor
+    mean, std, a, b = _number(mean, "mean"), _number(std, "std"), _number(a, "a"), _number(b, "b")
+    if mean < a - 2 * std or mean > b + 2 * std:
+        warnings.warn(
+            "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. "
+            "The values follow the distribution's tail, which is nearly always a mistake in the arguments.",
+            stacklevel=2,
+        )
+    if std == 0.0:
+        raise ZeroDivisionError("trunc_normal_ expects std > 0.0, but found std=0.0")
+    if not (std > 0.0 and math.isfinite(std) and math.isfinite(mean)):
+        raise RuntimeError(f"trunc_normal_ expects a finite mean and std > 0.0, but found mean={mean}, std={std}")
+    if not a <= b:
+        raise RuntimeError(f"trunc_normal_ expects to return a [a, b] range, but found a={a}, b={b}")
+    largest = _LARGEST.get(tensor.dtype, math.inf)
+    if a > largest or b < -largest:
+        raise RuntimeError(f"trunc_normal_: [a, b] is out of bounds for {tensor.dtype}, but found a={a}, b={b}")
+    return _random_fill(tensor, TruncatedNormal(mean, std, a, b), generator)
+
+
+# ---- Fixed values ---------------------------------------------------------------------------------------------------
+
+
+def constant_(tensor: Tensor, val: float) -> Tensor:
+    r"""Fill ``tensor``, of any shape and dtype, with ``val``, converted as ``Tensor.fill_`` converts it.
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> init.constant_(torch.empty(2), 0.5)
+        tensor([0.5000, 0.5000])
+    """
+    if has_torch_function_variadic(tensor):
+        return handle_torch_function(constant_, (tensor,), tensor=tensor, val=val)
+    with torch.no_grad():
+        return tensor.fill_(val)
+
+
+def ones_(tensor: Tensor) -> Tensor:
+    r"""Fill ``tensor``, of any shape and dtype, with 1.
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> init.ones_(torch.empty(2))
+        tensor([1., 1.])
+    """
+    with torch.no_grad():
+        return tensor.fill_(1.0)
+
+
+def zeros_(tensor: Tensor) -> Tensor:
+    r"""Fill ``tensor``, of any shape and dtype, with 0.
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> init.zeros_(torch.empty(2))
+        tensor([0., 0.])
+    """
+    with torch.no_grad():
+        return tensor.zero_()
+
+
+def eye_(tensor: Tensor) -> Tensor:
+    r"""Fill a matrix with the identity: 1 where row == column, 0 elsewhere.
+
+    A linear layer keeps as many of its inputs as it can.
+
+    Args:
+        tensor: 2 dimensions; any dtype that ``torch.eye`` has.
+
+    Raises:
+        ValueError: ``tensor`` has not 2 dimensions.
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> init.eye_(torch.empty(2, 3))
+        tensor([[1., 0., 0.],
+                [0., 1., 0.]])
+    """
+    if tensor.ndimension() != 2:
+        raise ValueError("Only tensors with 2 dimensions are supported")
+    if tensor.dtype not in RANDOM_DTYPES:
+        return _torch_eye_(tensor)
+    return _fixed_fill(tensor, Eye())
+
+
+def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
+    r"""Fill a convolution's weight with the Dirac delta: 1 at the kernel's centre where input and output channel agree.
+
+    A convolution keeps as many of its input channels as it can, in each of ``groups`` groups of output channels.
+
+    Args:
+        tensor: 3, 4 or 5 dimensions (output channels, input channels, kernel); any dtype.
+        groups: a divisor of the number of output channels.
+
+    Raises:
+        ValueError: ``tensor`` has another number of dimensions, or ``groups`` does not divide its first.
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> init.dirac_(torch.empty(2, 2, 3))
+        tensor([[[0., 1., 0.],
+                 [0., 0., 0.]],
+        <BLANKLINE>
+                [[0., 0., 0.],
+                 [0., 1., 0.]]])
+    """
+    if tensor.ndimension() not in (3, 4, 5):
+        raise ValueError("Only tensors with 3, 4, or 5 dimensions are supported")
+    if tensor.shape[0] % groups != 0:
+        raise ValueError("dim 0 must be divisible by groups")
+    if tensor.is_meta:
+        return tensor
+    if tensor.dtype not in RANDOM_DTYPES or groups < 1 or 0 in tensor.shape:
+        return _torch_dirac_(tensor, groups)
+    return _fixed_fill(tensor, Dirac(operator.index(groups)))
+
+
+# ---- Scaled by the fans ---------------------------------------------------------------------------------------------
+
+
+def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+    r"""Fill ``tensor`` with a uniform distribution scaled by both fans, also known as Glorot initialization.
+
+    It is :math:`\mathcal{U}(-a, a)` with :math:`a = \text{gain} \sqrt{6 / (\text{fan\_in} + \text{fan\_out})}`.
+
+    Args:
+        tensor: 2 dimensions or more; a floating-point or complex dtype.
+        gain: a factor on the bound; see :func:`calculate_gain`.
+        generator: where the seed is drawn from (default: torch's default CPU generator).
+
+    Raises:
+        ValueError: ``tensor`` has fewer than 2 dimensions.
+        RuntimeError: ``gain`` is negative.
+
+    Reference:
+        Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks" (AISTATS 2010),
+        https://proceedings.mlr.press/v9/glorot10a.html
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> w = init.xavier_uniform_(torch.empty(3, 3), gain=init.calculate_gain("tanh"))
+        >>> bool(w.abs().max() <= 5 / 3)
+        True
+    """
+    fan_in, fan_out = _fans(tensor)
+    std = gain * math.sqrt(2.0 / float(fan_in + fan_out))
+    a = math.sqrt(3.0) * std
+    return _uniform(tensor, -a, a, generator)
+
+
+def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+    r"""Fill ``tensor`` with a normal distribution scaled by both fans, also known as Glorot initialization.
+
+    It is :math:`\mathcal{N}(0, \text{std}^2)` with
+    :math:`\text{std} = \text{gain} \sqrt{2 / (\text{fan\_in} + \text{fan\_out})}`. Arguments, errors and reference as for
+    :func:`xavier_uniform_`.
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> w = init.xavier_normal_(torch.empty(200, 200))
+        >>> 0.06 < w.std() < 0.08
+        tensor(True)
+    """
+    fan_in, fan_out = _fans(tensor)
+    std = gain * math.sqrt(2.0 / float(fan_in + fan_out))
+    return _normal(tensor, 0.0, std, generator)
+
+
+def kaiming_uniform_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: Literal["fan_in", "fan_out"] = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Fill ``tensor`` with a uniform distribution scaled by one fan, also known as He initialization.
+
+    It is :math:`\mathcal{U}(-\text{bound}, \text{bound})` with :math:`\text{bound} = \text{gain} \sqrt{3 / \text{fan}}`
+    and ``gain = calculate_gain(nonlinearity, a)``.
+
+    Args:
+        tensor: 2 dimensions or more; a floating-point or complex dtype. A weight that is used transposed (``x @ w``) is
+            passed transposed: ``kaiming_uniform_(w.T)``.
+        a: the negative slope of the leaky ReLU after this layer.
+        mode: ``"fan_in"`` keeps the variance in the forward pass, ``"fan_out"`` in the backward pass.
+        nonlinearity: the function after this layer, as :func:`calculate_gain` names it.
+        generator: where the seed is drawn from (default: torch's default CPU generator).
+
+    Raises:
+        ValueError: ``tensor`` has fewer than 2 dimensions; unknown ``mode`` or ``nonlinearity``.
+
+    Warns:
+        UserWarning: ``tensor`` has no elements; nothing is done.
+
+    Reference:
+        He, Zhang, Ren and Sun, "Delving deep into rectifiers: surpassing human-level performance on ImageNet
+        classification" (ICCV 2015), https://arxiv.org/abs/1502.01852
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> w = init.kaiming_uniform_(torch.empty(8, 6), nonlinearity="relu")
+        >>> bool(w.abs().max() <= 1)
+        True
+    """
+    if has_torch_function_variadic(tensor):
+        return handle_torch_function(
+            kaiming_uniform_,
+            (tensor,),
+            tensor=tensor,
+            a=a,
+            mode=mode,
+            nonlinearity=nonlinearity,
+            generator=generator,
+        )
+    if _has_no_elements(tensor):
+        return tensor
+    bound = math.sqrt(3.0) * _kaiming_std(tensor, a, mode, nonlinearity)
+    return _uniform(tensor, -bound, bound, generator)
+
+
+def kaiming_normal_(
+    tensor: Tensor,
+    a: float = 0,
+    mode: Literal["fan_in", "fan_out"] = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Fill ``tensor`` with a normal distribution scaled by one fan, also known as He initialization.
+
+    It is :math:`\mathcal{N}(0, \text{std}^2)` with :math:`\text{std} = \text{gain} / \sqrt{\text{fan}}`. Arguments, errors, warning
+    and reference as for :func:`kaiming_uniform_`.
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> w = init.kaiming_normal_(torch.empty(300, 200), mode="fan_in", nonlinearity="relu")
+        >>> 0.09 < w.std() < 0.11
+        tensor(True)
+    """
+    if _has_no_elements(tensor):
+        return tensor
+    return _normal(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity), generator)
+
+
+def variance_scaling_(
+    tensor: Tensor,
+    scale: float = 1.0,
+    mode: Literal["fan_in", "fan_out", "fan_avg"] = "fan_in",
+    distribution: Literal["truncated_normal", "normal", "uniform"] = "truncated_normal",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Fill ``tensor`` with a distribution of mean 0 and variance ``scale / fan``, as JAX's and Keras's initialiser.
+
+    ``"truncated_normal"`` is cut at two deviations and widened so that the variance after the cut is as asked;
+    ``"normal"`` is not cut; ``"uniform"`` is on :math:`[-\sqrt{3 v}, \sqrt{3 v})` for the variance v. The fans are
+    torch's (see above): a weight is laid out (outputs, inputs, kernel).
+
+    Args:
+        tensor: 2 dimensions or more; a floating-point dtype (complex too, but for the truncated normal).
+        scale: the variance times the fan; positive.
+        mode: which fan: ``"fan_in"``, ``"fan_out"``, or ``"fan_avg"``, their mean.
+        distribution: ``"truncated_normal"``, ``"normal"`` or ``"uniform"``.
+        generator: where the seed is drawn from (default: torch's default CPU generator).
+
+    Raises:
+        ValueError: ``tensor`` has fewer than 2 dimensions; ``scale`` is not positive; unknown ``mode`` or
+            ``distribution``.
+
+    Warns:
+        UserWarning: ``tensor`` has no elements; nothing is done.
+
+    Reference:
+        He, Zhang, Ren and Sun (2015), https://arxiv.org/abs/1502.01852; named and parametrised as in
+        https://docs.jax.dev/en/latest/_autosummary/jax.nn.initializers.variance_scaling.html
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> w = init.variance_scaling_(torch.empty(300, 200), 2.0, "fan_avg", "normal")
+        >>> 0.08 < w.std() < 0.1
+        tensor(True)
+    """
+    if _has_no_elements(tensor):
+        return tensor
+    return _variance_scaling(tensor, scale, mode, distribution, generator)
+
+
+def lecun_normal_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    r"""Fill ``tensor`` with a truncated normal distribution of variance :math:`1 / \text{fan\_in}`.
+
+    It is ``variance_scaling_(tensor, 1.0, "fan_in", "truncated_normal")``, as in JAX and Keras: cut at two deviations.
+    Arguments, errors and warning as for :func:`variance_scaling_`.
+
+    Reference:
+        LeCun, Bottou, Orr and Müller, "Efficient BackProp" (1998), https://doi.org/10.1007/3-540-49430-8_2; Klambauer,
+        Unterthiner, Mayr and Hochreiter, "Self-normalizing neural networks" (2017), https://arxiv.org/abs/1706.02515
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> w = init.lecun_normal_(torch.empty(300, 100))
+        >>> 0.09 < w.std() < 0.11
+        tensor(True)
+    """
+    if _has_no_elements(tensor):
+        return tensor
+    return _variance_scaling(tensor, 1.0, "fan_in", "truncated_normal", generator)
+
+
+def lecun_uniform_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    r"""Fill ``tensor`` with :math:`\mathcal{U}(-a, a)`, :math:`a = \sqrt{3 / \text{fan\_in}}`.
+
+    It is ``variance_scaling_(tensor, 1.0, "fan_in", "uniform")``. Arguments, errors and warning as for
+    :func:`variance_scaling_`, reference as for :func:`lecun_normal_`.
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> w = init.lecun_uniform_(torch.empty(5, 3))
+        >>> bool(w.abs().max() <= 1)
+        True
+    """
+    if _has_no_elements(tensor):
+        return tensor
+    return _variance_scaling(tensor, 1.0, "fan_in", "uniform", generator)
+
+
+def _variance_scaling(
+    tensor: Tensor, scale: float, mode: str, distribution: str, generator: torch.Generator | None
+) -> Tensor:
+    if not scale > 0.0:
+        raise ValueError(f"scale must be positive, but found {scale}")
+    fan_in, fan_out = _fans(tensor)
+    fans = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
+    if mode not in fans:
+        raise ValueError(f"Mode {mode} not supported, please use one of {list(fans)}")
+    std = math.sqrt(scale / fans[mode])
+    if distribution == "truncated_normal":
+        std /= _TRUNCATED_STD
+        return _random_fill(tensor, TruncatedNormal(0.0, std, -2.0 * std, 2.0 * std), generator)
+    if distribution == "normal":
+        return _normal(tensor, 0.0, std, generator)
+    if distribution == "uniform":
+        return _uniform(tensor, -math.sqrt(3.0) * std, math.sqrt(3.0) * std, generator)
+    raise ValueError(
+        f"Distribution {distribution} not supported, please use one of ['truncated_normal', 'normal', 'uniform']"
+    )
+
+
+# ---- Structured -----------------------------------------------------------------------------------------------------
+
+
+def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | None = None) -> Tensor:
+    r"""Fill ``tensor`` with ``gain`` times a (semi-)orthogonal matrix, uniform among them (Haar measure).
+
+    The trailing dimensions are flattened into the columns. With more columns than rows the rows are orthonormal,
+    otherwise the columns. A dtype of less than 32 bits is computed in float32 and rounded once. The values depend on
+    torch's QR factorisation and so, unlike those of the other functions, differ in the last bits between machines.
+
+    Args:
+        tensor: 2 dimensions or more; a floating-point or complex dtype.
+        gain: a factor on the result.
+        generator: where the seed is drawn from (default: torch's default CPU generator).
+
+    Raises:
+        ValueError: ``tensor`` has fewer than 2 dimensions.
+
+    Reference:
+        Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural
+        networks" (2013), https://arxiv.org/abs/1312.6120; Mezzadri, "How to generate random matrices from the classical
+        compact groups" (2006), https://arxiv.org/abs/math-ph/0609050
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> w = init.orthogonal_(torch.empty(3, 5))
+        >>> torch.allclose(w @ w.T, torch.eye(3), atol=1e-6)
+        True
+    """
+    if tensor.ndimension() < 2:
+        raise ValueError("Only tensors with 2 or more dimensions are supported")
+    if tensor.numel() == 0 or tensor.is_meta:
+        return tensor
+    if tensor.dtype not in _QR_DTYPE:
+        raise NotImplementedError(f"orthogonal_ is not implemented for {tensor.dtype}")
+    rows = tensor.size(0)
+    columns = tensor.numel() // rows
+    with torch.no_grad():
+        matrix = tensor.new_empty((rows, columns), dtype=_QR_DTYPE[tensor.dtype])
+        _normal(matrix, 0.0, 1.0, generator)
+        q, r = torch.linalg.qr(matrix.t() if rows < columns else matrix)
+        # The signs (phases) of R's diagonal make Q unique, and so uniform: Mezzadri, section 5.
+        q = (q * torch.diagonal(r).sgn()).mul_(gain)
+        return tensor.copy_((q.t() if rows < columns else q).reshape(tensor.shape))
+
+
+def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch.Generator | None = None) -> Tensor:
+    r"""Fill a matrix with :math:`\mathcal{N}(0, \text{std}^2)` and exactly ``ceil(sparsity * rows)`` zeros a column.
+
+    The rows that are zero are chosen uniformly, independently in each column, under the same seed as the values.
+
+    Args:
+        tensor: 2 dimensions; a floating-point or complex dtype.
+        sparsity: the fraction of each column to set to zero; 0 or more, and from 1 on everything is zero.
+        std: the standard deviation of the other elements.
+        generator: where the seed is drawn from (default: torch's default CPU generator).
+
+    Raises:
+        ValueError: ``tensor`` has not 2 dimensions; ``sparsity`` is negative or nan.
+        OverflowError: ``sparsity`` is infinite.
+        RuntimeError: ``std`` is negative or nan.
+
+    Reference:
+        Martens, "Deep learning via Hessian-free optimization" (ICML 2010); rows by Knuth, "The Art of Computer
+        Programming", volume 2, 3.4.2, Algorithm S.
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> w = init.sparse_(torch.empty(10, 3), sparsity=0.25)
+        >>> (w == 0).sum(0)
+        tensor([3, 3, 3])
+    """
+    if tensor.ndimension() != 2:
+        raise ValueError("Only tensors with 2 dimensions are supported")
+    if tensor.is_meta:
+        return tensor
+    sparsity, std = _number(sparsity, "sparsity"), _number(std, "std")
+    if math.ceil(sparsity * tensor.size(0)) < 0:  # ceil raises for what is no number
+        raise ValueError(f"sparsity must be 0 or more, but found {sparsity}")
+    if not std >= 0.0:
+        raise RuntimeError(f"normal expects std >= 0.0, but found std={std}")
+    if tensor.is_complex():
+        return _complex_sparse(tensor, sparsity, std, generator)
+    return _random_fill(tensor, Sparse(min(sparsity, 1.0), std), generator)
+
+
+def _complex_sparse(tensor: Tensor, sparsity: float, std: float, generator: torch.Generator | None) -> Tensor:
+    """The real parts as a sparse fill; the imaginary parts as a normal fill, zero where the real ones are."""
+    part = std / math.sqrt(2.0)
+    with torch.no_grad():
+        real, imag = tensor.real, tensor.imag
+        sparse_(real, sparsity, part, generator)
+        _normal(imag, 0.0, part, generator)
+        imag.masked_fill_(real == 0, 0.0)
+    return tensor
+
+
+# ---- Deprecated names -----------------------------------------------------------------------------------------------
+
+_DEPRECATED = frozenset(
+    "uniform normal constant eye dirac xavier_uniform xavier_normal kaiming_uniform kaiming_normal orthogonal "
+    "sparse".split()
+)
+
+
+def __getattr__(name: str) -> Callable[..., Tensor]:
+    """torch.nn.init's deprecated names, without the underscore: they warn, as torch's do."""
+    if name not in _DEPRECATED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    function: Callable[..., Tensor] = globals()[name + "_"]
+
+    def deprecated_init(*args: Any, **kwargs: Any) -> Tensor:
+        warnings.warn(f"`nn.init.{name}` is now deprecated in favor of `nn.init.{name}_`.", FutureWarning, stacklevel=2)
+        return function(*args, **kwargs)
+
+    deprecated_init.__name__ = name
+    return deprecated_init
