@@ -423,8 +423,8 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator
     r"""Fill ``tensor`` with a normal distribution scaled by both fans, also known as Glorot initialization.
 
     It is :math:`\mathcal{N}(0, \text{std}^2)` with
-    :math:`\text{std} = \text{gain} \sqrt{2 / (\text{fan\_in} + \text{fan\_out})}`. Arguments, errors and reference as for
-    :func:`xavier_uniform_`.
+    :math:`\text{std} = \text{gain} \sqrt{2 / (\text{fan\_in} + \text{fan\_out})}`. Arguments, errors and
+    reference as for :func:`xavier_uniform_`.
 
     Example:
         >>> import torch
@@ -500,8 +500,8 @@ def kaiming_normal_(
 ) -> Tensor:
     r"""Fill ``tensor`` with a normal distribution scaled by one fan, also known as He initialization.
 
-    It is :math:`\mathcal{N}(0, \text{std}^2)` with :math:`\text{std} = \text{gain} / \sqrt{\text{fan}}`. Arguments, errors, warning
-    and reference as for :func:`kaiming_uniform_`.
+    It is :math:`\mathcal{N}(0, \text{std}^2)` with :math:`\text{std} = \text{gain} / \sqrt{\text{fan}}`. Arguments,
+    errors, warning and reference as for :func:`kaiming_uniform_`.
 
     Example:
         >>> import torch

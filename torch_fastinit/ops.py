@@ -8,8 +8,9 @@ A batch travels as two flat lists. ``recipe`` holds, for each tensor::
 
     kind, word0, word1, number of params, dimensions of the region, [logical shape ...], [offsets ...]
 
-``word0, word1`` are the seed and the stream of the first draw; for a constant they are its bit pattern. A region of
-dimension 0 is the whole tensor.
+``word0, word1`` are the seed and the stream of the first draw; for a constant they are its bit pattern. A sparse fill
+has the stream of its second draw behind its parameters, in two 32-bit halves, low first. A region of dimension 0 is the
+whole tensor.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 
 from torch_fastinit.backend import DTYPE_CODES, fill_cpu
 from torch_fastinit.initializers import Bits, Constant, Initializer, Kind, Normal, Uniform
-from torch_fastinit.stream import draw_seed, to_signed
+from torch_fastinit.stream import draw_seed, draw_stream, to_signed
 
 __all__ = ["RANDOM_DTYPES", "Fill", "Region", "fill", "fill_one", "random_bits_"]
 
@@ -48,13 +49,18 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Where an initializer's values go: a tensor, the stream that they come from, and the part of it that this is."""
+    """Where an initializer's values go: a tensor, the stream that they come from, and the part of it that this is.
+
+    ``second`` is the stream of the second draw, for an initializer that takes two. By default it is that of draw 1 of a
+    tensor whose draw 0 is ``stream``; a fill that is not a tensor's first draw must say.
+    """
 
     tensor: torch.Tensor
     initializer: Initializer
     seed: int = 0
     stream: int = 0
     region: Region | None = None
+    second: int | None = None
 
 
 def fill(fills: Sequence[Fill]) -> None:
@@ -73,9 +79,12 @@ def fill(fills: Sequence[Fill]) -> None:
         else:
             words = (to_signed(f.seed), to_signed(f.stream))
         where = () if region is None else (*region.shape, *region.offsets)
+        own = initializer.params
+        if initializer.draws == 2:
+            own = (*own, *_halves(draw_stream(f.stream, 1) if f.second is None else f.second))
         tensors.append(tensor)
-        recipe += (initializer.kind, *words, len(initializer.params), len(where) // 2, *where)
-        params += initializer.params
+        recipe += (initializer.kind, *words, len(own), len(where) // 2, *where)
+        params += own
     if tensors:
         _fill_batch_op(tensors, recipe, params)
 
@@ -178,6 +187,11 @@ def _check_dtype(tensor: torch.Tensor, initializer: Initializer) -> None:
     )
 
 
+def _halves(word: int) -> tuple[float, float]:
+    """A 64-bit word as two parameters, low half first."""
+    return float(word & 0xFFFFFFFF), float((word >> 32) & 0xFFFFFFFF)
+
+
 @functools.lru_cache(maxsize=4096)
 def _constant_words(value: complex | float | int | bool, dtype: torch.dtype, _key: str) -> tuple[int, int]:
     item = torch.empty((), dtype=dtype, device="cpu").fill_(value)
@@ -211,10 +225,16 @@ def _fill_batch_cpu(tensors: Sequence[torch.Tensor], recipe: Sequence[int], para
     fill_cpu(tensors, recipe, params)
 
 
+#: An eager fill takes draws 0, 1, ... of stream 0 of its own seed.
+_EAGER_SECOND = _halves(draw_stream(0, 1))
+
+
 def _fill_cpu(
     tensor: torch.Tensor, kind: int, params: Sequence[float], *, generator: torch.Generator | None = None
 ) -> None:
     _refuse_overlap(tensor)
+    if kind == Kind.SPARSE:
+        params = (*params, *_EAGER_SECOND)
     fill_cpu((tensor,), (kind, draw_seed(generator), 0, len(params), 0), params)
 
 
