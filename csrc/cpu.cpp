@@ -1,0 +1,149 @@
+// Threads and the choice of instruction set.
+#include "cpu.h"
+
+#include <atomic>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
+
+namespace fastinit {
+
+#define FASTINIT_DECLARE(isa)   \
+  namespace isa {               \
+  extern const Kernels kernels; \
+  }
+FASTINIT_DECLARE(scalar)
+#if defined(__x86_64__)
+FASTINIT_DECLARE(avx2)
+FASTINIT_DECLARE(avx512)
+#endif
+#undef FASTINIT_DECLARE
+
+namespace {
+
+struct Choice {
+  const char* name;
+  const Kernels* kernels;
+};
+
+// What this machine can run, best first.
+std::vector<Choice> choices() {
+  std::vector<Choice> all;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    all.push_back({"avx512", &avx512::kernels});
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back({"avx2", &avx2::kernels});
+#endif
+  all.push_back({"scalar", &scalar::kernels});
+  return all;
+}
+
+std::atomic<const Kernels*> chosen{choices().front().kernels};
+
+// A thread computes in the IEEE default: round to nearest, subnormals kept, whatever torch.set_flush_denormal says.
+class DefaultFloatingPoint {
+ public:
+#if defined(__x86_64__)
+  DefaultFloatingPoint() : saved_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(0x1f80); }
+  ~DefaultFloatingPoint() { __builtin_ia32_ldmxcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  DefaultFloatingPoint() : saved_(__builtin_aarch64_get_fpcr()) { __builtin_aarch64_set_fpcr(0); }
+  ~DefaultFloatingPoint() { __builtin_aarch64_set_fpcr(saved_); }
+
+ private:
+  unsigned saved_;
+#endif
+};
+
+// A part of a fill that one thread does at a time.
+struct Piece {
+  const Fill* fill;
+  int64_t begin, end;
+};
+
+constexpr int64_t kPieceElements = 1 << 18;
+// Below this many elements a batch is not worth a thread of its own (starting one costs tens of microseconds).
+constexpr int64_t kThreadElements = 1 << 16;
+
+std::vector<Piece> pieces(const std::vector<Fill>& fills, int64_t& elements) {
+  std::vector<Piece> all;
+  elements = 0;
+  for (const Fill& fill : fills) {
+    const int64_t n = fill.numel();
+    // A sparse fill is cut by columns, each of which is a scan.
+    const bool columns = fill.kind == Kind::sparse;
+    const int64_t length = columns ? fill.sizes[1] : n;
+    int64_t step = kPieceElements;
+    if (columns) {
+      const int64_t height = fill.sparse.row0 + fill.sizes[0];
+      step = kPieceElements / (height > 0 ? height : 1) / 64 * 64;
+      if (step < 64) step = 64;
+    }
+    if (n == 0) continue;
+    for (int64_t at = 0; at < length; at += step) {
+      all.push_back({&fill, at, at + step < length ? at + step : length});
+    }
+    elements += n;
+  }
+  return all;
+}
+
+}  // namespace
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Choice& c : choices()) names.push_back(c.name);
+  return names;
+}
+
+std::string instruction_set() {
+  for (const Choice& c : choices()) {
+    if (c.kernels == chosen.load()) return c.name;
+  }
+  return "";
+}
+
+void set_instruction_set(const std::string& name) {
+  for (const Choice& c : choices()) {
+    if (name == c.name) {
+      chosen = c.kernels;
+      return;
+    }
+  }
+  throw std::invalid_argument("this machine has no instruction set '" + name + "'");
+}
+
+void fill_cpu(const std::vector<Fill>& fills, int threads) {
+  int64_t elements;
+  const std::vector<Piece> work = pieces(fills, elements);
+  const Kernels& kernels = *chosen.load();
+  std::atomic<size_t> next{0};
+  const auto serve = [&] {
+    const DefaultFloatingPoint guard;
+    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < work.size();) {
+      const Piece& p = work[i];
+      (p.fill->kind == Kind::sparse ? kernels.sparse_columns : kernels.range)(*p.fill, p.begin, p.end);
+    }
+  };
+  const int64_t useful = elements / kThreadElements + 1;
+  int64_t helpers = (threads < useful ? threads : useful) - 1;
+  if (helpers >= static_cast<int64_t>(work.size())) helpers = static_cast<int64_t>(work.size()) - 1;
+  std::vector<std::thread> pool;
+  for (int64_t i = 0; i < helpers; ++i) {
+    try {
+      pool.emplace_back(serve);
+    } catch (const std::system_error&) {
+      break;  // no more threads to be had: those that there are do it all
+    }
+  }
+  serve();
+  for (std::thread& t : pool) t.join();
+}
+
+}  // namespace fastinit

@@ -1,0 +1,263 @@
+// The fill loop. Compiled once per instruction set (FASTINIT_ISA), each time in a namespace of its own, and without any
+// standard template, whose code the linker might share with a machine that lacks the instructions.
+#include "cpu.h"
+#include "distributions.h"
+#include "philox.h"
+
+namespace fastinit {
+namespace FASTINIT_ISA {
+
+// A tile is what one call of the generator over lanes gives: the 4 words of kLanes consecutive blocks.
+constexpr int kTile = 4 * kLanes;
+
+FASTINIT_FN U order_of(int bytes) { return bytes == 4 ? order32() : bytes == 2 ? order16() : order8(); }
+
+// One tile's elements in order, in the destination's format.
+template <class D>
+FASTINIT_FN void store(void* to, const U e[4]) {
+  if constexpr (D::kBytes == 4) {
+    store32(to, e);
+  } else if constexpr (D::kBytes == 2) {
+    const U n[4] = {D::round(e[0]), D::round(e[1]), D::round(e[2]), D::round(e[3])};
+    store16(to, bit_or(n[0], shl<16>(n[1])), bit_or(n[2], shl<16>(n[3])));
+  } else {
+    const U n[4] = {D::round(e[0]), D::round(e[1]), D::round(e[2]), D::round(e[3])};
+    store8(to, bit_or(bit_or(n[0], shl<8>(n[1])), bit_or(shl<16>(n[2]), shl<24>(n[3]))));
+  }
+}
+
+// The generator at one place of a stream: remembers what the blocks share until the high half of their number changes.
+class Stream {
+ public:
+  Stream(uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream), philox_(philox_prepare(seed, stream, 0)) {}
+  // `block` is a multiple of kLanes, so that no lane carries into the high half.
+  const Philox& at(uint64_t block) {
+    const uint32_t hi = static_cast<uint32_t>(block >> 32);
+    if (hi != hi_) philox_ = philox_prepare(seed_, stream_, hi_ = hi);
+    return philox_;
+  }
+
+ private:
+  uint64_t seed_, stream_;
+  uint32_t hi_ = 0;
+  Philox philox_;
+};
+
+// `count` consecutive logical elements from `index` on, to `to`, `stride` elements apart.
+template <class Of, class D>
+void run32(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsigned char* to, int64_t stride) {
+  alignas(64) unsigned char part[kTile * D::kBytes];
+  const U order = order_of(D::kBytes);
+  while (count > 0) {
+    const uint64_t block = fill.first_block + index / kTile * kLanes;
+    const int skip = static_cast<int>(index % kTile);
+    const Philox& philox_at = stream.at(block);
+    if (skip == 0 && count >= kTile && stride == 1) {
+      // Whole tiles, up to the next change of the high half.
+      const uint64_t left = (static_cast<uint64_t>(1) << 32) - static_cast<uint32_t>(block);
+      int64_t tiles = count / kTile;
+      if (static_cast<uint64_t>(tiles) > left / kLanes) tiles = static_cast<int64_t>(left / kLanes);
+      const Philox p = philox_at;
+      U blocks = add(order, splat(static_cast<uint32_t>(block)));
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        U w[4], e[4];
+        philox(blocks, p, w);
+        Of::values(w, fill, e);
+        store<D>(to, e);
+        to += kTile * D::kBytes;
+        blocks = add(blocks, splat(static_cast<uint32_t>(kLanes)));
+      }
+      index += static_cast<uint64_t>(tiles) * kTile;
+      count -= tiles * kTile;
+      continue;
+    }
+    U w[4], e[4];
+    philox(add(order, splat(static_cast<uint32_t>(block))), philox_at, w);
+    Of::values(w, fill, e);
+    store<D>(part, e);
+    const int take = static_cast<int>(count < kTile - skip ? count : kTile - skip);
+    for (int i = 0; i < take; ++i) memcpy(to + i * stride * D::kBytes, part + (skip + i) * D::kBytes, D::kBytes);
+    to += take * stride * D::kBytes;
+    index += static_cast<uint64_t>(take);
+    count -= take;
+  }
+}
+
+// The words of one block, for what is computed a block at a time.
+FASTINIT_FN void block_words(Stream& stream, uint64_t block, uint32_t w[4]) {
+  const uint64_t first = block / kLanes * kLanes;
+  alignas(64) uint32_t words[kTile];
+  U lanes[4];
+  philox(add(order32(), splat(static_cast<uint32_t>(first))), stream.at(first), lanes);
+  store32(words, lanes);
+  memcpy(w, words + 4 * (block - first), 16);
+}
+
+template <void (*values)(const uint32_t w[4], const Fill&, double e[2])>
+void run64(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsigned char* to, int64_t stride) {
+  alignas(64) uint32_t words[kTile];
+  while (count > 0) {
+    // A tile of words holds 2 * kLanes doubles.
+    constexpr int elements = 2 * kLanes;
+    const uint64_t block = index / elements * kLanes;
+    const int skip = static_cast<int>(index % elements);
+    const int take = static_cast<int>(count < elements - skip ? count : elements - skip);
+    U lanes[4];
+    philox(add(order32(), splat(static_cast<uint32_t>(block))), stream.at(block), lanes);
+    store32(words, lanes);
+    for (int i = skip; i < skip + take;) {
+      double e[2];
+      values(words + 4 * (i / 2), fill, e);
+      const int stop = (i | 1) < skip + take ? (i | 1) + 1 : skip + take;
+      for (; i < stop; ++i) memcpy(to + (i - skip) * stride * 8, e + (i & 1), 8);
+    }
+    to += take * stride * 8;
+    index += static_cast<uint64_t>(take);
+    count -= take;
+  }
+}
+
+using Run = void (*)(const Fill&, Stream&, uint64_t index, int64_t count, unsigned char* to, int64_t stride);
+
+template <class Of>
+Run run_for(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return run32<Of, F32>;
+    case DType::f16:
+      return run32<Of, F16>;
+    case DType::bf16:
+      return run32<Of, BF16>;
+    case DType::e4m3:
+      return run32<Of, E4M3>;
+    case DType::e5m2:
+      return run32<Of, E5M2>;
+    default:
+      return nullptr;
+  }
+}
+
+Run run_for(const Fill& fill) {
+  const bool f64 = fill.dtype == DType::f64;
+  switch (fill.kind) {
+    case Kind::bits:
+      return run32<BitsOf, F32>;
+    case Kind::uniform:
+      return f64 ? run64<uniform_block64> : run_for<UniformOf>(fill.dtype);
+    case Kind::normal:
+      return f64 ? run64<normal_block64> : run_for<NormalOf>(fill.dtype);
+    case Kind::truncated_normal:
+      return f64 ? run64<truncated_normal_block64> : run_for<TruncatedNormalOf>(fill.dtype);
+    default:
+      return nullptr;
+  }
+}
+
+// Copies of one element; `pattern` is 64 bytes of them.
+void put_constant(unsigned char* to, const unsigned char* pattern, int size, int64_t count, int64_t stride) {
+  if (stride == 1) {
+    int64_t bytes = count * size;
+    for (; bytes >= 64; bytes -= 64, to += 64) memcpy(to, pattern, 64);
+    memcpy(to, pattern, static_cast<size_t>(bytes));
+  } else {
+    for (int64_t i = 0; i < count; ++i) memcpy(to + i * stride * size, pattern, static_cast<size_t>(size));
+  }
+}
+
+// Ones among `count` elements from the logical `index` on: the first d-th one at or after it, group by group.
+void put_diagonals(const Fill& fill, int64_t index, int64_t count, unsigned char* to, int64_t stride) {
+  const Diagonals& c = fill.diagonals;
+  const int64_t end = index + count;
+  int64_t g = index < c.start ? 0 : (index - c.start) / c.group_step;
+  for (; g < c.groups && c.start + g * c.group_step < end; ++g) {
+    const int64_t base = c.start + g * c.group_step;
+    int64_t d = index <= base ? 0 : (index - base + c.step - 1) / c.step;
+    for (; d < c.count && base + d * c.step < end; ++d) {
+      memcpy(to + (base + d * c.step - index) * stride * fill.item_size, fill.pattern,
+             static_cast<size_t>(fill.item_size));
+    }
+  }
+}
+
+void range(const Fill& fill, int64_t begin, int64_t end) {
+  const int last = fill.dims - 1;
+  const int size = fill.item_size;
+  // The innermost dimension is a run when its elements are neighbours in the logical tensor; else each is one.
+  const bool together = fill.jumps[last] == 1;
+  const int64_t length = fill.sizes[last];
+  const Run run = run_for(fill);
+  Stream stream(fill.seed, fill.stream);
+  alignas(64) unsigned char pattern[64] = {};
+  if (fill.kind == Kind::constant) {
+    for (int i = 0; i < 64; i += size) memcpy(pattern + i, fill.pattern, static_cast<size_t>(size));
+  }
+  while (begin < end) {
+    uint64_t index = fill.first;
+    unsigned char* to = fill.data;
+    int64_t rest = begin;
+    for (int d = last; d >= 0; --d) {
+      const int64_t at = rest % fill.sizes[d];
+      rest /= fill.sizes[d];
+      index += static_cast<uint64_t>(at * fill.jumps[d]);
+      to += at * fill.strides[d] * size;
+    }
+    int64_t count = 1;
+    if (together || fill.kind == Kind::constant) {
+      const int64_t room = length - begin % length;
+      count = end - begin < room ? end - begin : room;
+    }
+    const int64_t stride = fill.strides[last];
+    if (run) {
+      run(fill, stream, index, count, to, stride);
+    } else {
+      put_constant(to, pattern, size, count, stride);
+      if (fill.kind == Kind::diagonals) put_diagonals(fill, static_cast<int64_t>(index), count, to, stride);
+    }
+    begin += count;
+  }
+}
+
+// Knuth's Algorithm S down each column: row r of R is zero iff mulhi(word, R - r) < zeros still to place.
+void sparse_columns(const Fill& fill, int64_t begin, int64_t end) {
+  constexpr int kWidth = 1024;
+  const Sparse& c = fill.sparse;
+  const int size = fill.item_size;
+  const int64_t rows = fill.sizes[0];
+  Stream values(fill.seed, fill.stream), choices(fill.seed, c.stream);
+  const Run normal = fill.dtype == DType::f64 ? Run(run64<normal_block64>) : run_for<NormalOf>(fill.dtype);
+  alignas(64) uint32_t words[kWidth + kTile], left[kWidth + kTile];
+  alignas(64) unsigned char row_values[kWidth * 8];
+  Fill numbers = fill;  // the normal numbers alone
+  if (fill.dtype == DType::f64) {
+    numbers.normal_f64 = {0.0, c.std_f64};
+  } else {
+    numbers.normal_f32 = {0.0f, c.std_f32};
+  }
+  for (int64_t col = begin; col < end; col += kWidth) {
+    const int width = static_cast<int>(end - col < kWidth ? end - col : kWidth);
+    for (int j = 0; j < width; ++j) left[j] = static_cast<uint32_t>(c.zeros);
+    for (int64_t row = 0; row < c.row0 + rows; ++row) {
+      const uint64_t index = static_cast<uint64_t>(row * c.cols + c.col0 + col);
+      run32<BitsOf, F32>(numbers, choices, index, width, reinterpret_cast<unsigned char*>(words), 1);
+      const uint32_t remaining = static_cast<uint32_t>(c.rows - row);
+      for (int j = 0; j < width; ++j) {
+        const uint32_t high = static_cast<uint32_t>((static_cast<uint64_t>(words[j]) * remaining) >> 32);
+        words[j] = high < left[j] ? 1 : 0;
+        left[j] -= words[j];
+      }
+      if (row < c.row0) continue;
+      normal(numbers, values, index, width, row_values, 1);
+      unsigned char* to = fill.data + ((row - c.row0) * fill.strides[0] + col * fill.strides[1]) * size;
+      for (int j = 0; j < width; ++j) {
+        if (words[j]) memset(row_values + j * size, 0, static_cast<size_t>(size));
+      }
+      for (int j = 0; j < width; ++j) memcpy(to + j * fill.strides[1] * size, row_values + j * size, size);
+    }
+  }
+}
+
+extern const Kernels kernels;
+const Kernels kernels = {range, sparse_columns};
+
+}  // namespace FASTINIT_ISA
+}  // namespace fastinit

@@ -1,0 +1,277 @@
+// Words -> values, over lanes: one function a distribution, and the rounding to narrow dtypes. docs/stream.md states
+// every operation; the order of operations here is part of the stream.
+#pragma once
+#include "coefficients.h"
+#include "fill.h"
+#include "lane.h"
+
+namespace fastinit {
+namespace FASTINIT_ISA {
+
+// ---- float32 ----------------------------------------------------------------------------------------------------
+
+// -2 log(x 2^-scale), for x positive and normal.
+template <int scale>
+FASTINIT_FN F neg2log(F x) {
+  // x = 2^(e + scale) m with m in [sqrt(1/2), sqrt(2)): 0x3f3504f3 is sqrt(1/2).
+  const U i = sub(bits(x), splat(0x3f3504f3u + (static_cast<uint32_t>(scale) << 23)));
+  const F e = to_float(sar<23>(i));
+  const F f = add(from_bits(add(bit_and(i, splat(0x007fffffu)), splat(0x3f3504f3u))), splat(-1.0f));
+  return fma(e, splat(-0x1.62e430p+0f), mul(f, horner(f, FASTINIT_NEG2LOG_F32)));
+}
+
+// Box and Muller (1958): words to the radius and the angle of a normal pair.
+FASTINIT_FN void normal_pair(U w0, U w1, F& even, F& odd) {
+  const F radius = sqrt(neg2log<31>(add(to_float(shr<1>(w0)), splat(0.5f))));
+  // The angle in quarter turns is q + y / 2, with y in [-1, 1].
+  const U q = shr<30>(add(w1, splat(0x20000000u)));
+  const F y = mul(to_float(shl<2>(w1)), splat(0x1p-31f));
+  const F y2 = mul(y, y);
+  const F s = mul(y, horner(y2, FASTINIT_SINE_F32));
+  const F c = horner(y2, FASTINIT_COSINE_F32);
+  const Mask swap = greater(bit_and(q, splat(1u)), splat(0u));
+  const U cos_sign = shl<30>(bit_and(add(q, splat(1u)), splat(2u)));
+  const U sin_sign = shl<30>(bit_and(q, splat(2u)));
+  even = mul(radius, from_bits(bit_xor(bits(select(swap, s, c)), cos_sign)));
+  odd = mul(radius, from_bits(bit_xor(bits(select(swap, c, s)), sin_sign)));
+}
+
+// 1 / y for y in [1, 4]: four Newton steps from an estimate good to 12%.
+FASTINIT_FN F reciprocal(F y) {
+  F r = from_bits(sub(splat(0x7ef311c7u), bits(y)));
+#pragma GCC unroll 4
+  for (int step = 0; step < 4; ++step) r = fma(r, fma(neg(y), r, splat(1.0f)), r);
+  return r;
+}
+
+// The far tail: Q(z) = ratio Q(alpha), alpha >= 6. With z = alpha sqrt(1 + delta) and kappa = 1 / alpha^2,
+//   delta + kappa (log(1 + delta) + 2 psi(kappa / (1 + delta)) - 2 psi(kappa)) = -2 kappa log(ratio),
+// where psi(w) = -log(z m(z)) at w = 1 / z^2 and m is Mills' ratio. Newton, with psi' = 1 in the slope.
+FASTINIT_FN F far_tail(F ratio, const TruncatedNormal<float>& c) {
+  const F kappa = splat(c.kappa);
+  const F e = mul(neg2log<0>(ratio), kappa);
+  F delta = fma(neg2log<0>(add(e, splat(1.0f))), splat(0.5f * c.kappa), e);
+#pragma GCC unroll 2
+  for (int step = 0; step < 2; ++step) {
+    const F y = add(delta, splat(1.0f));
+    const F w = mul(kappa, reciprocal(y));
+    const F psi = mul(w, horner(w, FASTINIT_MILLS_F32));
+    const F change = fma(neg2log<0>(y), splat(-0.5f), fma(psi, splat(2.0f), splat(-c.psi)));
+    const F miss = fma(kappa, change, add(delta, neg(e)));
+    const F slope = fma(fma(w, splat(-2.0f), splat(1.0f)), w, splat(1.0f));
+    delta = fma(neg(miss), reciprocal(slope), delta);
+  }
+  const F stretch = mul(delta, reciprocal(add(sqrt(add(delta, splat(1.0f))), splat(1.0f))));
+  return clamp(fma(stretch, splat(c.reach), splat(c.near)), c.lo, c.hi);
+}
+
+FASTINIT_FN F truncated_normal(U word, const TruncatedNormal<float>& c) {
+  const U k = shr<1>(word);
+  const Mask upper = greater(k, splat(static_cast<uint32_t>(c.threshold)));
+  const F t = to_float(select(upper, bit_xor(k, splat(0x7fffffffu)), k));
+  const F p = fma(t, splat(c.step), select(upper, splat(c.base_upper), splat(c.base_lower)));
+  if (c.far) return far_tail(p, c);
+  const F x = fma(t, splat(c.x_step), select(upper, splat(c.x_upper), splat(c.x_lower)));
+  const F p4 = mul(p, splat(4.0f));
+  const F length = neg2log<0>(fma(neg(p4), p, p4));  // -2 log(1 - x^2)
+  F z = mul(x, horner(length, FASTINIT_QUANTILE_CENTRAL_F32));
+  const Mask tail = greater(length, splat(10.0f));
+  if (any(tail)) z = select(tail, horner(add(sqrt(length), splat(-6.0f)), FASTINIT_QUANTILE_TAIL_F32), z);
+  return clamp(fma(select(upper, z, neg(z)), splat(c.std), splat(c.mean)), c.lo, c.hi);
+}
+
+// One distribution: the values of a block from its words, as bit patterns of float32.
+struct BitsOf {
+  FASTINIT_FN void values(const U w[4], const Fill&, U e[4]) {
+    for (int j = 0; j < 4; ++j) e[j] = w[j];
+  }
+};
+
+struct UniformOf {
+  FASTINIT_FN void values(const U w[4], const Fill& fill, U e[4]) {
+    const Uniform<float>& c = fill.uniform_f32;
+    for (int j = 0; j < 4; ++j) {
+      e[j] = bits(clamp(fma(to_float(shr<8>(w[j])), splat(c.scale), splat(c.start)), c.lo, c.hi));
+    }
+  }
+};
+
+struct NormalOf {
+  FASTINIT_FN void values(const U w[4], const Fill& fill, U e[4]) {
+    const Normal<float>& c = fill.normal_f32;
+    for (int j = 0; j < 4; j += 2) {
+      F even, odd;
+      normal_pair(w[j], w[j + 1], even, odd);
+      e[j] = bits(fma(even, splat(c.std), splat(c.mean)));
+      e[j + 1] = bits(fma(odd, splat(c.std), splat(c.mean)));
+    }
+  }
+};
+
+struct TruncatedNormalOf {
+  FASTINIT_FN void values(const U w[4], const Fill& fill, U e[4]) {
+    for (int j = 0; j < 4; ++j) e[j] = bits(truncated_normal(w[j], fill.truncated_f32));
+  }
+};
+
+// ---- float32 to narrow dtypes, to nearest even ------------------------------------------------------------------
+
+// A binary format with `exponent` and `mantissa` bits. Results lie in the low bits of each lane.
+// The overflow is torch's: float16 and float8_e5m2 become infinite, float8_e4m3fn NaN.
+template <int exponent, int mantissa, uint32_t infinity, uint32_t nan>
+FASTINIT_FN U narrow(U x) {
+  constexpr int drop = 23 - mantissa;
+  constexpr uint32_t bias = (1u << (exponent - 1)) - 1;
+  const U magnitude = bit_and(x, splat(0x7fffffffu));
+  // Normal results: add half of the last place (less one, plus its parity), rebias, drop.
+  const U parity = bit_and(shr<drop>(magnitude), splat(1u));
+  U n = shr<drop>(add(add(magnitude, parity), splat((1u << (drop - 1)) - 1u - ((127u - bias) << 23))));
+  // Subnormal results: an addition whose last place is the format's smallest subnormal does the rounding.
+  constexpr uint32_t magic = (127u - bias + 1u + drop) << 23;
+  const U tiny = sub(bits(add(from_bits(magnitude), from_bits(splat(magic)))), splat(magic));
+  n = select(greater(splat((128u - bias) << 23), magnitude), tiny, n);
+  n = select(greater(n, splat(infinity)), splat(infinity), n);  // overflow
+  n = select(greater(magnitude, splat(0x7f800000u)), splat(nan), n);
+  return bit_or(n, shl<exponent + mantissa>(shr<31>(x)));
+}
+
+struct F16 {
+  static constexpr int kBytes = 2;
+  FASTINIT_FN U round(U x) { return narrow<5, 10, 0x7c00u, 0x7e00u>(x); }
+};
+struct E5M2 {
+  static constexpr int kBytes = 1;
+  FASTINIT_FN U round(U x) { return narrow<5, 2, 0x7cu, 0x7fu>(x); }
+};
+struct E4M3 {  // no infinity: 0x7f is NaN, which overflow gives too
+  static constexpr int kBytes = 1;
+  FASTINIT_FN U round(U x) { return narrow<4, 3, 0x7fu, 0x7fu>(x); }
+};
+struct BF16 {  // float32's exponent: no other range, so no subnormals of its own
+  static constexpr int kBytes = 2;
+  FASTINIT_FN U round(U x) {
+    const U n = shr<16>(add(add(x, bit_and(shr<16>(x), splat(1u))), splat(0x7fffu)));
+    return select(is_nan(from_bits(x)), splat(0x7fc0u), n);
+  }
+};
+struct F32 {
+  static constexpr int kBytes = 4;
+  FASTINIT_FN U round(U x) { return x; }
+};
+
+// ---- float64: the same formulas over doubles, without fma -------------------------------------------------------
+
+#ifdef __CUDACC__
+FASTINIT_FN double sqrt64(double a) { return __dsqrt_rn(a); }
+FASTINIT_FN uint64_t bits64(double a) { return static_cast<uint64_t>(__double_as_longlong(a)); }
+FASTINIT_FN double from_bits64(uint64_t a) { return __longlong_as_double(static_cast<long long>(a)); }
+#else
+FASTINIT_FN double sqrt64(double a) { return __builtin_sqrt(a); }
+FASTINIT_FN uint64_t bits64(double a) {
+  uint64_t u;
+  memcpy(&u, &a, 8);
+  return u;
+}
+FASTINIT_FN double from_bits64(uint64_t a) {
+  double d;
+  memcpy(&d, &a, 8);
+  return d;
+}
+#endif
+
+FASTINIT_FN double clamp64(double x, double lo, double hi) {
+  x = x < hi ? x : hi;
+  return x > lo ? x : lo;
+}
+
+// The 62-bit integer of the upper 31 bits of two words, as a double.
+FASTINIT_FN double to_double(uint32_t hi, uint32_t lo) {
+  return static_cast<double>(static_cast<int32_t>(hi)) * 0x1p31 + static_cast<double>(static_cast<int32_t>(lo));
+}
+
+template <int scale>
+FASTINIT_FN double neg2log64(double x) {
+  constexpr uint64_t root = 0x3fe6a09e667f3bcdull;
+  const uint64_t i = bits64(x) - (root + (static_cast<uint64_t>(scale) << 52));
+  const double e = static_cast<double>(static_cast<int32_t>(static_cast<int64_t>(i) >> 52));
+  const double f = from_bits64((i & 0x000fffffffffffffull) + root) - 1.0;
+  // -2 log 2 in two parts: the first is exact in every product with e.
+  return e * -0x1.62e42fefa0000p+0 + (e * -0x1.cf79abc9e3b39p-39 + f * horner(f, FASTINIT_NEG2LOG_F64));
+}
+
+FASTINIT_FN double uniform64(const uint32_t w[2], const Uniform<double>& c) {
+  const double u = static_cast<double>(static_cast<int32_t>(w[0] >> 5)) * 0x1p26 +
+                   static_cast<double>(static_cast<int32_t>(w[1] >> 6));
+  return clamp64(u * c.scale + c.start, c.lo, c.hi);
+}
+
+FASTINIT_FN void normal_pair64(const uint32_t w[4], const Normal<double>& c, double e[2]) {
+  const double radius = sqrt64(neg2log64<62>(to_double(w[0] >> 1, w[1] >> 1) + 0.5));
+  const uint32_t q = (w[2] + 0x20000000u) >> 30;
+  const double y = (static_cast<double>(static_cast<int32_t>(w[2] << 2)) +
+                    static_cast<double>(static_cast<int32_t>(w[3] >> 1)) * 0x1p-29) *
+                   0x1p-31;
+  const double y2 = y * y;
+  const double s = y * horner(y2, FASTINIT_SINE_F64), c0 = horner(y2, FASTINIT_COSINE_F64);
+  const double cosine = (q & 1) ? s : c0, sine = (q & 1) ? c0 : s;
+  e[0] = radius * (((q + 1) & 2) ? -cosine : cosine) * c.std + c.mean;
+  e[1] = radius * ((q & 2) ? -sine : sine) * c.std + c.mean;
+}
+
+FASTINIT_FN double reciprocal64(double y) {
+  double r = from_bits64(0x7fde623822fc16e6ull - bits64(y));
+  for (int step = 0; step < 5; ++step) r = r + r * (1.0 - y * r);
+  return r;
+}
+
+FASTINIT_FN double far_tail64(double ratio, const TruncatedNormal<double>& c) {
+  const double e = neg2log64<0>(ratio) * c.kappa;
+  double delta = e + neg2log64<0>(1.0 + e) * (0.5 * c.kappa);
+  for (int step = 0; step < 4; ++step) {
+    const double y = 1.0 + delta;
+    const double w = c.kappa * reciprocal64(y);
+    const double psi = w * horner(w, FASTINIT_MILLS_F64);
+    const double change = neg2log64<0>(y) * -0.5 + (psi * 2.0 - c.psi);
+    const double miss = c.kappa * change + (delta - e);
+    const double slope = 1.0 + w * (1.0 - 2.0 * w);
+    delta = delta - miss * reciprocal64(slope);
+  }
+  const double stretch = delta * reciprocal64(1.0 + sqrt64(1.0 + delta));
+  return clamp64(stretch * c.reach + c.near, c.lo, c.hi);
+}
+
+FASTINIT_FN double truncated_normal64(const uint32_t w[2], const TruncatedNormal<double>& c) {
+  const uint32_t k = w[0] >> 1;
+  const bool upper = static_cast<int32_t>(k) > c.threshold;
+  const uint32_t flip = upper ? 0x7fffffffu : 0u;
+  const double t = to_double(k ^ flip, (w[1] >> 1) ^ flip);
+  const double p = t * c.step + (upper ? c.base_upper : c.base_lower);
+  if (c.far) return far_tail64(p, c);
+  const double x = t * c.x_step + (upper ? c.x_upper : c.x_lower);
+  const double p4 = p * 4.0;
+  const double length = neg2log64<0>(p4 - p4 * p);
+  double z;
+  if (length > 10.0) {
+    const double s = sqrt64(length);
+    z = s < 6.0 ? horner(s - 4.5, FASTINIT_QUANTILE_TAIL_NEAR_F64) : horner(s - 8.75, FASTINIT_QUANTILE_TAIL_FAR_F64);
+  } else {
+    z = x * horner(length, FASTINIT_QUANTILE_CENTRAL_F64);
+  }
+  return clamp64((upper ? z : -z) * c.std + c.mean, c.lo, c.hi);
+}
+
+// The two values of a block.
+FASTINIT_FN void uniform_block64(const uint32_t w[4], const Fill& fill, double e[2]) {
+  e[0] = uniform64(w, fill.uniform_f64);
+  e[1] = uniform64(w + 2, fill.uniform_f64);
+}
+FASTINIT_FN void normal_block64(const uint32_t w[4], const Fill& fill, double e[2]) {
+  normal_pair64(w, fill.normal_f64, e);
+}
+FASTINIT_FN void truncated_normal_block64(const uint32_t w[4], const Fill& fill, double e[2]) {
+  e[0] = truncated_normal64(w, fill.truncated_f64);
+  e[1] = truncated_normal64(w + 2, fill.truncated_f64);
+}
+
+}  // namespace FASTINIT_ISA
+}  // namespace fastinit

@@ -1,0 +1,79 @@
+// What one fill is: where the elements lie, which logical elements they are, and how their values come from words.
+// Plain data, made by lower.cpp, read by every backend.
+#pragma once
+#include <stdint.h>
+
+namespace fastinit {
+
+// The same codes as torch_fastinit/initializers.py (Kind) and torch_fastinit/backend.py (DTYPE_CODES).
+enum class Kind : int32_t { bits, constant, uniform, normal, truncated_normal, sparse, eye, dirac, diagonals };
+enum class DType : int32_t { f32, f64, f16, bf16, e4m3, e5m2, i32, opaque = 64 };
+
+template <class T>
+struct Uniform {
+  T scale, start, lo, hi;  // start + scale * integer, in [lo, hi]
+};
+
+template <class T>
+struct Normal {
+  T mean, std;
+};
+
+// Inversion on the survival side. A word picks the integer t and a side; the tail probability there is base + t * step.
+template <class T>
+struct TruncatedNormal {
+  int32_t threshold;  // words above it (as 31-bit integers) lie on the upper side
+  int32_t far;        // both bounds lie 6 deviations or more on one side of the mean
+  T step, base_lower, base_upper;
+  T x_step, x_lower, x_upper;  // 1 - 2 * probability = x + t * x_step, without its cancellation
+  T mean, std, lo, hi;
+  T kappa, psi, near, reach;  // far: 1 / alpha^2, 2 psi(kappa), the bound near the mean, its distance from the mean
+};
+
+struct Sparse {
+  int64_t rows, cols, zeros;  // of the logical matrix; zeros in every column
+  int64_t row0, col0;         // of the region
+  uint64_t stream;            // of the draw that picks the zeros
+  float std_f32;
+  double std_f64;
+};
+
+// Ones at start + g * group_step + d * step for g < groups, d < count; zeros elsewhere.
+struct Diagonals {
+  int64_t start, groups, group_step, count, step;
+};
+
+constexpr int kMaxDims = 8;
+
+struct Fill {
+  unsigned char* data;
+  Kind kind;
+  DType dtype;
+  int32_t item_size;
+  int32_t dims;
+  int64_t sizes[kMaxDims];    // of the region, outermost first
+  int64_t strides[kMaxDims];  // in memory, in elements
+  int64_t jumps[kMaxDims];    // in the logical index
+  uint64_t first;             // logical index of the region's first element
+  uint64_t first_block;       // of raw bits: the block where index 0 lies (a multiple of 16)
+  uint64_t seed, stream;      // of a random fill
+  uint64_t pattern[2];        // of a constant (or of diagonals' ones): the bytes of an element
+  union {
+    Uniform<float> uniform_f32;
+    Uniform<double> uniform_f64;
+    Normal<float> normal_f32;
+    Normal<double> normal_f64;
+    TruncatedNormal<float> truncated_f32;
+    TruncatedNormal<double> truncated_f64;
+    Sparse sparse;
+    Diagonals diagonals;
+  };
+
+  int64_t numel() const {
+    int64_t n = 1;
+    for (int d = 0; d < dims; ++d) n *= sizes[d];
+    return n;
+  }
+};
+
+}  // namespace fastinit

@@ -1,0 +1,312 @@
+// The operations that the rest is written in, over one lane type: F holds floats, U 32-bit words, Mask truth values.
+// A lane is a scalar (CUDA, fallback) or a vector (AVX2, AVX-512); each operation is one IEEE or integer operation per
+// element and gives the same bits on every instruction set. Include it once per translation unit, with FASTINIT_ISA
+// set.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__) && defined(FASTINIT_ISA)
+// GCC's own header leaves operands undefined where a mask makes them unused, and then warns of it (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#define FASTINIT_LANE_AVX512
+#elif defined(__AVX2__) && defined(FASTINIT_ISA)
+#include <immintrin.h>
+#define FASTINIT_LANE_AVX2
+#endif
+
+#ifdef __CUDACC__
+#define FASTINIT_FN static __device__ __forceinline__
+#else
+#define FASTINIT_FN static inline __attribute__((always_inline))
+#endif
+
+#ifndef FASTINIT_ISA
+#define FASTINIT_ISA scalar
+#endif
+
+namespace fastinit {
+namespace FASTINIT_ISA {
+
+#if defined(FASTINIT_LANE_AVX512)
+
+using F = __m512;
+using U = __m512i;
+using Mask = __mmask16;
+constexpr int kLanes = 16;
+
+FASTINIT_FN U splat(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+FASTINIT_FN F splat(float x) { return _mm512_set1_ps(x); }
+FASTINIT_FN U bits(F x) { return _mm512_castps_si512(x); }
+FASTINIT_FN F from_bits(U x) { return _mm512_castsi512_ps(x); }
+
+FASTINIT_FN U add(U a, U b) { return _mm512_add_epi32(a, b); }
+FASTINIT_FN U sub(U a, U b) { return _mm512_sub_epi32(a, b); }
+FASTINIT_FN U bit_and(U a, U b) { return _mm512_and_si512(a, b); }
+FASTINIT_FN U bit_or(U a, U b) { return _mm512_or_si512(a, b); }
+FASTINIT_FN U bit_xor(U a, U b) { return _mm512_xor_si512(a, b); }
+FASTINIT_FN U xor3(U a, U b, U c) { return _mm512_ternarylogic_epi32(a, b, c, 0x96); }
+template <int n>
+FASTINIT_FN U shl(U a) {
+  return _mm512_slli_epi32(a, n);
+}
+template <int n>
+FASTINIT_FN U shr(U a) {
+  return _mm512_srli_epi32(a, n);
+}
+template <int n>
+FASTINIT_FN U sar(U a) {
+  return _mm512_srai_epi32(a, n);
+}
+FASTINIT_FN void mul_wide(U a, uint32_t b, U& hi, U& lo) {
+  const U m = splat(b);
+  const U even = _mm512_mul_epu32(a, m);
+  const U odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), m);
+  hi = _mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB);
+  lo = _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CCAA);
+}
+
+FASTINIT_FN F to_float(U a) { return _mm512_cvtepi32_ps(a); }
+FASTINIT_FN F add(F a, F b) { return _mm512_add_ps(a, b); }
+FASTINIT_FN F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+FASTINIT_FN F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+FASTINIT_FN F sqrt(F a) { return _mm512_sqrt_ps(a); }
+FASTINIT_FN F min(F a, F b) { return _mm512_min_ps(a, b); }
+FASTINIT_FN F max(F a, F b) { return _mm512_max_ps(a, b); }
+
+FASTINIT_FN Mask greater(U a, U b) { return _mm512_cmpgt_epi32_mask(a, b); }
+FASTINIT_FN Mask greater(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+FASTINIT_FN Mask is_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+FASTINIT_FN U select(Mask m, U a, U b) { return _mm512_mask_blend_epi32(m, b, a); }
+FASTINIT_FN F select(Mask m, F a, F b) { return _mm512_mask_blend_ps(m, b, a); }
+FASTINIT_FN bool any(Mask m) { return m != 0; }
+
+// Stores. Word j of the block in lane l is element 4 * block + j. The lanes' blocks are numbered so that interleaving
+// inside 128-bit parts, which is one instruction, leaves every stored vector in order; order32/16/8 give that
+// numbering.
+FASTINIT_FN U order32() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
+FASTINIT_FN U order16() { return _mm512_setr_epi32(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15); }
+FASTINIT_FN U order8() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+FASTINIT_FN void store32(void* to, const U e[4]) {
+  const U a = _mm512_unpacklo_epi32(e[0], e[1]), b = _mm512_unpacklo_epi32(e[2], e[3]);
+  const U c = _mm512_unpackhi_epi32(e[0], e[1]), d = _mm512_unpackhi_epi32(e[2], e[3]);
+  U* p = static_cast<U*>(to);
+  _mm512_storeu_si512(p + 0, _mm512_unpacklo_epi64(a, b));
+  _mm512_storeu_si512(p + 1, _mm512_unpackhi_epi64(a, b));
+  _mm512_storeu_si512(p + 2, _mm512_unpacklo_epi64(c, d));
+  _mm512_storeu_si512(p + 3, _mm512_unpackhi_epi64(c, d));
+}
+FASTINIT_FN void store16(void* to, U e01, U e23) {
+  U* p = static_cast<U*>(to);
+  _mm512_storeu_si512(p + 0, _mm512_unpacklo_epi32(e01, e23));
+  _mm512_storeu_si512(p + 1, _mm512_unpackhi_epi32(e01, e23));
+}
+FASTINIT_FN void store8(void* to, U e0123) { _mm512_storeu_si512(to, e0123); }
+
+#elif defined(FASTINIT_LANE_AVX2)
+
+using F = __m256;
+using U = __m256i;
+using Mask = __m256i;
+constexpr int kLanes = 8;
+
+FASTINIT_FN U splat(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+FASTINIT_FN F splat(float x) { return _mm256_set1_ps(x); }
+FASTINIT_FN U bits(F x) { return _mm256_castps_si256(x); }
+FASTINIT_FN F from_bits(U x) { return _mm256_castsi256_ps(x); }
+
+FASTINIT_FN U add(U a, U b) { return _mm256_add_epi32(a, b); }
+FASTINIT_FN U sub(U a, U b) { return _mm256_sub_epi32(a, b); }
+FASTINIT_FN U bit_and(U a, U b) { return _mm256_and_si256(a, b); }
+FASTINIT_FN U bit_or(U a, U b) { return _mm256_or_si256(a, b); }
+FASTINIT_FN U bit_xor(U a, U b) { return _mm256_xor_si256(a, b); }
+FASTINIT_FN U xor3(U a, U b, U c) { return bit_xor(bit_xor(a, b), c); }
+template <int n>
+FASTINIT_FN U shl(U a) {
+  return _mm256_slli_epi32(a, n);
+}
+template <int n>
+FASTINIT_FN U shr(U a) {
+  return _mm256_srli_epi32(a, n);
+}
+template <int n>
+FASTINIT_FN U sar(U a) {
+  return _mm256_srai_epi32(a, n);
+}
+FASTINIT_FN void mul_wide(U a, uint32_t b, U& hi, U& lo) {
+  const U m = splat(b);
+  const U even = _mm256_mul_epu32(a, m);
+  const U odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), m);
+  hi = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+  lo = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+}
+
+FASTINIT_FN F to_float(U a) { return _mm256_cvtepi32_ps(a); }
+FASTINIT_FN F add(F a, F b) { return _mm256_add_ps(a, b); }
+FASTINIT_FN F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+FASTINIT_FN F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+FASTINIT_FN F sqrt(F a) { return _mm256_sqrt_ps(a); }
+FASTINIT_FN F min(F a, F b) { return _mm256_min_ps(a, b); }
+FASTINIT_FN F max(F a, F b) { return _mm256_max_ps(a, b); }
+
+FASTINIT_FN Mask greater(U a, U b) { return _mm256_cmpgt_epi32(a, b); }
+FASTINIT_FN Mask greater(F a, F b) { return bits(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
+FASTINIT_FN Mask is_nan(F a) { return bits(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
+FASTINIT_FN U select(Mask m, U a, U b) { return _mm256_blendv_epi8(b, a, m); }
+FASTINIT_FN F select(Mask m, F a, F b) { return _mm256_blendv_ps(b, a, from_bits(m)); }
+FASTINIT_FN bool any(Mask m) { return !_mm256_testz_si256(m, m); }
+
+// Stores: as for AVX-512, with two 128-bit parts instead of four.
+FASTINIT_FN U order32() { return _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7); }
+FASTINIT_FN U order16() { return _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7); }
+FASTINIT_FN U order8() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+FASTINIT_FN void store32(void* to, const U e[4]) {
+  const U a = _mm256_unpacklo_epi32(e[0], e[1]), b = _mm256_unpacklo_epi32(e[2], e[3]);
+  const U c = _mm256_unpackhi_epi32(e[0], e[1]), d = _mm256_unpackhi_epi32(e[2], e[3]);
+  U* p = static_cast<U*>(to);
+  _mm256_storeu_si256(p + 0, _mm256_unpacklo_epi64(a, b));
+  _mm256_storeu_si256(p + 1, _mm256_unpackhi_epi64(a, b));
+  _mm256_storeu_si256(p + 2, _mm256_unpacklo_epi64(c, d));
+  _mm256_storeu_si256(p + 3, _mm256_unpackhi_epi64(c, d));
+}
+FASTINIT_FN void store16(void* to, U e01, U e23) {
+  U* p = static_cast<U*>(to);
+  _mm256_storeu_si256(p + 0, _mm256_unpacklo_epi32(e01, e23));
+  _mm256_storeu_si256(p + 1, _mm256_unpackhi_epi32(e01, e23));
+}
+FASTINIT_FN void store8(void* to, U e0123) { _mm256_storeu_si256(static_cast<U*>(to), e0123); }
+
+#else
+
+using F = float;
+using U = uint32_t;
+using Mask = bool;
+constexpr int kLanes = 1;
+
+FASTINIT_FN U splat(uint32_t x) { return x; }
+FASTINIT_FN F splat(float x) { return x; }
+#ifdef __CUDACC__
+FASTINIT_FN U bits(F x) { return __float_as_uint(x); }
+FASTINIT_FN F from_bits(U x) { return __uint_as_float(x); }
+#else
+FASTINIT_FN U bits(F x) {
+  U u;
+  memcpy(&u, &x, 4);
+  return u;
+}
+FASTINIT_FN F from_bits(U x) {
+  F f;
+  memcpy(&f, &x, 4);
+  return f;
+}
+#endif
+
+FASTINIT_FN U add(U a, U b) { return a + b; }
+FASTINIT_FN U sub(U a, U b) { return a - b; }
+FASTINIT_FN U bit_and(U a, U b) { return a & b; }
+FASTINIT_FN U bit_or(U a, U b) { return a | b; }
+FASTINIT_FN U bit_xor(U a, U b) { return a ^ b; }
+FASTINIT_FN U xor3(U a, U b, U c) { return a ^ b ^ c; }
+template <int n>
+FASTINIT_FN U shl(U a) {
+  return a << n;
+}
+template <int n>
+FASTINIT_FN U shr(U a) {
+  return a >> n;
+}
+template <int n>
+FASTINIT_FN U sar(U a) {
+  return static_cast<U>(static_cast<int32_t>(a) >> n);
+}
+FASTINIT_FN void mul_wide(U a, uint32_t b, U& hi, U& lo) {
+  const uint64_t product = static_cast<uint64_t>(a) * b;
+  hi = static_cast<U>(product >> 32);
+  lo = static_cast<U>(product);
+}
+
+#ifdef __CUDACC__
+FASTINIT_FN F to_float(U a) { return __int2float_rn(static_cast<int>(a)); }
+FASTINIT_FN F add(F a, F b) { return __fadd_rn(a, b); }
+FASTINIT_FN F mul(F a, F b) { return __fmul_rn(a, b); }
+FASTINIT_FN F fma(F a, F b, F c) { return __fmaf_rn(a, b, c); }
+FASTINIT_FN F sqrt(F a) { return __fsqrt_rn(a); }
+FASTINIT_FN F min(F a, F b) { return fminf(a, b); }
+FASTINIT_FN F max(F a, F b) { return fmaxf(a, b); }
+#else
+FASTINIT_FN F to_float(U a) { return static_cast<float>(static_cast<int32_t>(a)); }
+FASTINIT_FN F add(F a, F b) { return a + b; }
+FASTINIT_FN F mul(F a, F b) { return a * b; }
+#if defined(__FMA__) || defined(__aarch64__)
+FASTINIT_FN F fma(F a, F b, F c) { return __builtin_fmaf(a, b, c); }
+#else
+// Without a fused instruction: the product is exact in double; the sum is rounded to odd there (so that the second
+// rounding cannot see a tie that was not one) and then to float.
+FASTINIT_FN F fma(F a, F b, F c) {
+  const double p = static_cast<double>(a) * static_cast<double>(b), d = c;
+  double s = p + d;
+  const double t = s - p;
+  const double error = (p - (s - t)) + (d - t);
+  uint64_t u;
+  memcpy(&u, &s, 8);
+  if (error != 0.0 && !(u & 1)) {
+    u += ((error > 0.0) == (s > 0.0)) ? 1 : -1;
+    memcpy(&s, &u, 8);
+  }
+  return static_cast<float>(s);
+}
+#endif
+FASTINIT_FN F sqrt(F a) { return __builtin_sqrtf(a); }
+FASTINIT_FN F min(F a, F b) { return a < b ? a : b; }
+FASTINIT_FN F max(F a, F b) { return a > b ? a : b; }
+#endif
+
+FASTINIT_FN Mask greater(U a, U b) { return static_cast<int32_t>(a) > static_cast<int32_t>(b); }
+FASTINIT_FN Mask greater(F a, F b) { return a > b; }
+FASTINIT_FN Mask is_nan(F a) { return a != a; }
+FASTINIT_FN U select(Mask m, U a, U b) { return m ? a : b; }
+FASTINIT_FN F select(Mask m, F a, F b) { return m ? a : b; }
+FASTINIT_FN bool any(Mask m) { return m; }
+
+FASTINIT_FN U order32() { return 0; }
+FASTINIT_FN U order16() { return 0; }
+FASTINIT_FN U order8() { return 0; }
+#ifndef __CUDACC__
+FASTINIT_FN void store32(void* to, const U e[4]) { memcpy(to, e, 16); }
+FASTINIT_FN void store16(void* to, U e01, U e23) {
+  const U e[2] = {e01, e23};
+  memcpy(to, e, 8);
+}
+FASTINIT_FN void store8(void* to, U e0123) { memcpy(to, &e0123, 4); }
+#endif
+
+#endif
+
+// What follows is the same for every lane.
+
+FASTINIT_FN F neg(F a) { return from_bits(bit_xor(bits(a), splat(0x80000000u))); }
+// Signed zeros: with `hi` never +0 and `lo` never -0 (csrc/lower.cpp sees to it), this min and max, where equal
+// operands give the second, agree with instructions that order -0 below +0.
+FASTINIT_FN F clamp(F x, float lo, float hi) { return max(min(x, splat(hi)), splat(lo)); }
+
+// Horner's rule, coefficients lowest first.
+FASTINIT_FN F horner(F, float c) { return splat(c); }
+template <class... Rest>
+FASTINIT_FN F horner(F x, float c, Rest... rest) {
+  return fma(x, horner(x, rest...), splat(c));
+}
+
+// float64 is written over plain doubles, and without fma.
+FASTINIT_FN double horner(double, double c) { return c; }
+template <class... Rest>
+FASTINIT_FN double horner(double x, double c, Rest... rest) {
+#ifdef __CUDACC__
+  return __dadd_rn(c, __dmul_rn(x, horner(x, rest...)));
+#else
+  return c + x * horner(x, rest...);
+#endif
+}
+
+}  // namespace FASTINIT_ISA
+}  // namespace fastinit

@@ -1,0 +1,477 @@
+#include "lower.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "coefficients.h"
+
+namespace fastinit {
+namespace {
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+// ---- the normal distribution in double, by our own arithmetic: libm differs between machines ---------------------
+// Of <cmath> only what is exact is used: sqrt, floor, ldexp, fabs, ceil.
+
+// exp(x) for x <= 0.
+double exp_negative(double x) {
+  if (!(x > -745.0)) return 0.0;
+  const double k = std::floor(x * 0x1.71547652b82fep+0 + 0.5);  // log2 e
+  const double r = (x - k * 0x1.62e42fefa0000p-1) - k * 0x1.cf79abc9e3b39p-40;
+  double sum = 1.0;
+  for (int n = 17; n >= 1; --n) sum = 1.0 + r * sum / n;
+  return std::ldexp(sum, static_cast<int>(k));
+}
+
+double density(double z) { return exp_negative(-0.5 * z * z) * 0x1.9884533d43651p-2; }  // 1 / sqrt(2 pi)
+
+// Mills' ratio (1 - Phi(z)) / phi(z) for z >= 2, by Laplace's continued fraction.
+double mills_ratio(double z) {
+  double m = z;
+  for (int n = 100; n >= 1; --n) m = z + n / m;
+  return 1.0 / m;
+}
+
+double survival(double z);
+
+// Phi(z) - 1/2 for z >= 0.
+double central(double z) {
+  if (z >= 2.0) return 0.5 - survival(z);
+  double term = z, sum = z;
+  for (int n = 3; n <= 121; n += 2) {
+    term = term * (z * z) / n;
+    sum = sum + term;
+  }
+  return density(z) * sum;
+}
+
+// 1 - Phi(z) for z >= 0.
+double survival(double z) {
+  if (z < 2.0) return 0.5 - central(z);
+  return z < 40.0 ? density(z) * mills_ratio(z) : 0.0;
+}
+
+// 1 - Phi(z) and Phi(z) - 1/2 for any z.
+double upper_tail(double z) { return z < 0.0 ? 0.5 + central(-z) : survival(z); }
+double signed_central(double z) { return z < 0.0 ? -central(-z) : central(z); }
+
+// The mass of [a, b], a <= b, without cancellation between the sides.
+double mass(double a, double b) {
+  if (a > 1.0) return survival(a) - survival(b);
+  if (b < -1.0) return survival(-b) - survival(-a);
+  return signed_central(b) - signed_central(a);
+}
+
+// ---- the values of a dtype, as bit patterns -----------------------------------------------------------------------
+
+struct Format {
+  int exponent, mantissa;
+  bool infinite;  // has infinities; else the pattern above the largest value is NaN
+};
+
+Format format_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return {8, 23, true};
+    case DType::f16:
+      return {5, 10, true};
+    case DType::bf16:
+      return {8, 7, true};
+    case DType::e4m3:
+      return {4, 3, false};
+    case DType::e5m2:
+      return {5, 2, true};
+    default:
+      return {11, 52, true};
+  }
+}
+
+// The largest magnitude's pattern: infinity where there is one.
+int64_t top_of(const Format& f) {
+  return f.infinite ? ((int64_t{1} << f.exponent) - 1) << f.mantissa : (int64_t{1} << (f.exponent + f.mantissa)) - 2;
+}
+
+// A value by its rank: the magnitude's pattern with a sign, so that ranks are in the values' order. -0 is 0.
+double value_of(const Format& f, int64_t rank) {
+  const int64_t pattern = rank < 0 ? -rank : rank;
+  double v;
+  if (f.infinite && pattern >= top_of(f)) {
+    v = kInf;
+  } else {
+    const int64_t e = pattern >> f.mantissa, m = pattern & ((int64_t{1} << f.mantissa) - 1);
+    const int bias = (1 << (f.exponent - 1)) - 1;
+    v = e == 0
+            ? std::ldexp(static_cast<double>(m), 1 - bias - f.mantissa)
+            : std::ldexp(static_cast<double>(m + (int64_t{1} << f.mantissa)), static_cast<int>(e) - bias - f.mantissa);
+  }
+  return rank < 0 ? -v : v;
+}
+
+// The rank of the largest value <= x, by bisection over the ranks.
+int64_t rank_below(const Format& f, double x) {
+  int64_t lo = -top_of(f), hi = top_of(f);
+  if (x < value_of(f, lo)) return lo - 1;
+  while (lo < hi) {
+    const int64_t middle = (lo >> 1) + (hi >> 1) + ((lo | hi) & 1);  // rounded up, without overflow
+    if (value_of(f, middle) <= x) {
+      lo = middle;
+    } else {
+      hi = middle - 1;
+    }
+  }
+  return lo;
+}
+
+int64_t rank_above(const Format& f, double x) { return -rank_below(f, -x); }
+
+// x in the dtype, to nearest even (through float32 if the dtype is narrow, as torch converts).
+int64_t rank_nearest(const Format& f, double x) {
+  if (f.mantissa < 23) x = static_cast<float>(x);
+  const int64_t below = rank_below(f, x), above = rank_above(f, x);
+  if (below >= above) return below;
+  if (below < -top_of(f)) return above;
+  if (above > top_of(f)) return below;
+  const double down = x - value_of(f, below), up = value_of(f, above) - x;
+  if (down != up) return down < up ? below : above;
+  return (below & 1) ? above : below;
+}
+
+struct Bounds {
+  bool empty;
+  double lo, hi;
+};
+
+// [smallest value >= a, largest value <= b], or < b.
+Bounds bounds_in(DType dtype, double a, double b, bool below_b) {
+  const Format f = format_of(dtype);
+  const int64_t lo = rank_above(f, a);
+  int64_t hi = rank_below(f, b);
+  if (below_b && hi >= -top_of(f) && value_of(f, hi) == b) --hi;
+  if (lo > hi || lo > top_of(f) || hi < -top_of(f)) return {true, 0.0, 0.0};
+  // Zeros: see clamp in lane.h.
+  return {false, value_of(f, lo) + 0.0, hi == 0 ? -0.0 : value_of(f, hi)};
+}
+
+void make_constant(Fill& fill, double x) {
+  fill.kind = Kind::constant;
+  fill.pattern[0] = fill.pattern[1] = 0;
+  const double y = value_of(format_of(fill.dtype), rank_nearest(format_of(fill.dtype), x));
+  if (fill.dtype == DType::f64) {
+    std::memcpy(fill.pattern, &y, 8);
+  } else {
+    const Format f = format_of(fill.dtype);
+    const int64_t rank = rank_nearest(f, x);
+    fill.pattern[0] =
+        static_cast<uint64_t>(rank < 0 ? -rank : rank) | (rank < 0 ? uint64_t{1} << (f.exponent + f.mantissa) : 0);
+  }
+}
+
+// ---- derived constants, rounded once to T --------------------------------------------------------------------------
+
+template <class T>
+Uniform<T> uniform(double a, double b, const Bounds& bounds, double unit) {
+  return {static_cast<T>((b - a) * unit), static_cast<T>(a), static_cast<T>(bounds.lo), static_cast<T>(bounds.hi)};
+}
+
+double psi_of(double kappa) {
+  const double c[] = {FASTINIT_MILLS_F64};
+  double sum = 0.0;
+  for (int n = sizeof(c) / sizeof(c[0]) - 1; n >= 0; --n) sum = c[n] + kappa * sum;
+  return kappa * sum;
+}
+
+// `unit` is the smallest step of the integer t: 2^-31 or 2^-62 of the mass.
+template <class T>
+TruncatedNormal<T> truncated_normal(double mean, double std, double a, double b, const Bounds& bounds, double unit) {
+  TruncatedNormal<T> c{};
+  const double alpha = (a - mean) / std, beta = (b - mean) / std;
+  c.mean = static_cast<T>(mean);
+  c.std = static_cast<T>(std);
+  c.lo = static_cast<T>(bounds.lo);
+  c.hi = static_cast<T>(bounds.hi);
+  if (alpha >= 6.0 || beta <= -6.0) {
+    const bool upper = alpha >= 6.0;
+    const double near = upper ? alpha : -beta, other = upper ? beta : -alpha;
+    const double ratio =
+        other == kInf ? 0.0
+                      : exp_negative(-0.5 * (other - near) * (other + near)) * mills_ratio(other) / mills_ratio(near);
+    c.far = 1;
+    c.threshold = upper ? -1 : 0x7fffffff;
+    c.step = static_cast<T>((1.0 - ratio) * unit);
+    c.base_lower = c.base_upper = static_cast<T>(ratio + (1.0 - ratio) * (0.5 * unit));
+    const double kappa = 1.0 / (near * near);
+    c.kappa = static_cast<T>(kappa);
+    c.psi = static_cast<T>(2.0 * psi_of(kappa));
+    c.near = static_cast<T>(upper ? a : b);
+    c.reach = static_cast<T>(upper ? a - mean : b - mean);
+    return c;
+  }
+  const double m = mass(alpha, beta);
+  const double below = upper_tail(-alpha);  // Phi(alpha)
+  double share = std::floor((0.5 - below) / m * 0x1p31);
+  if (!(share > 0.0)) share = 0.0;
+  if (share > 0x1p31) share = 0x1p31;
+  c.threshold = static_cast<int32_t>(share - 1.0);
+  c.step = static_cast<T>(m * unit);
+  c.base_lower = static_cast<T>(below + m * (0.5 * unit));
+  c.base_upper = static_cast<T>(upper_tail(beta) + m * (0.5 * unit));
+  c.x_step = static_cast<T>(-2.0 * (m * unit));
+  c.x_lower = static_cast<T>(-2.0 * signed_central(alpha) - m * unit);
+  c.x_upper = static_cast<T>(2.0 * signed_central(beta) - m * unit);
+  return c;
+}
+
+// ---- layouts --------------------------------------------------------------------------------------------------------
+
+// Drops dimensions of one element and merges neighbours that are one run both in memory and in the logical tensor.
+void merge(std::vector<int64_t>& sizes, std::vector<int64_t>& strides, std::vector<int64_t>& jumps) {
+  size_t kept = 0;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] == 1) continue;
+    if (kept > 0 && strides[kept - 1] == strides[d] * sizes[d] && jumps[kept - 1] == jumps[d] * sizes[d]) {
+      sizes[kept - 1] *= sizes[d];
+    } else {
+      sizes[kept++] = sizes[d];
+    }
+    strides[kept - 1] = strides[d];
+    jumps[kept - 1] = jumps[d];
+  }
+  if (kept == 0) {
+    sizes.assign(1, sizes.empty() || sizes[0] == 1 ? 1 : sizes[0]);
+    strides.assign(1, 1);
+    jumps.assign(1, 1);
+    return;
+  }
+  sizes.resize(kept);
+  strides.resize(kept);
+  jumps.resize(kept);
+}
+
+// Appends `fill` over this layout; more than kMaxDims dimensions become several fills.
+void append(std::vector<Fill>& out, Fill fill, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+            const std::vector<int64_t>& jumps) {
+  if (sizes.size() > kMaxDims) {
+    const std::vector<int64_t> inner(sizes.begin() + 1, sizes.end()), inner_strides(strides.begin() + 1, strides.end()),
+        inner_jumps(jumps.begin() + 1, jumps.end());
+    for (int64_t i = 0; i < sizes[0]; ++i) {
+      append(out, fill, inner, inner_strides, inner_jumps);
+      fill.data += strides[0] * fill.item_size;
+      fill.first += static_cast<uint64_t>(jumps[0]);
+    }
+    return;
+  }
+  fill.dims = static_cast<int32_t>(sizes.size());
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    fill.sizes[d] = sizes[d];
+    fill.strides[d] = strides[d];
+    fill.jumps[d] = jumps[d];
+  }
+  out.push_back(fill);
+}
+
+[[noreturn]] void malformed(const char* what) { throw std::invalid_argument(std::string("malformed batch: ") + what); }
+
+// Reads a flat list from its front.
+template <class T>
+class Reader {
+ public:
+  explicit Reader(const std::vector<T>& list) : at_(list.data()), end_(list.data() + list.size()) {}
+  bool done() const { return at_ == end_; }
+  T next() {
+    if (done()) malformed("a list is too short");
+    return *at_++;
+  }
+  std::vector<T> take(int64_t n) {
+    if (n < 0 || n > end_ - at_) malformed("a list is too short");
+    at_ += n;
+    return std::vector<T>(at_ - n, at_);
+  }
+
+ private:
+  const T *at_, *end_;
+};
+
+int item_size_of(int64_t dtype) {
+  switch (static_cast<DType>(dtype)) {
+    case DType::f32:
+    case DType::i32:
+      return 4;
+    case DType::f64:
+      return 8;
+    case DType::f16:
+    case DType::bf16:
+      return 2;
+    case DType::e4m3:
+    case DType::e5m2:
+      return 1;
+    default:
+      break;
+  }
+  const int64_t size = dtype - static_cast<int64_t>(DType::opaque);
+  if (size != 1 && size != 2 && size != 4 && size != 8 && size != 16) malformed("an unknown dtype");
+  return static_cast<int>(size);
+}
+
+// 64 bits that travel as two doubles of 32 bits each, low first.
+uint64_t word_of(double low, double high) { return static_cast<uint64_t>(high) << 32 | static_cast<uint64_t>(low); }
+
+bool is_float(DType dtype) { return dtype >= DType::f32 && dtype <= DType::e5m2; }
+
+void lower_eye_or_dirac(Fill& fill, const std::vector<int64_t>& shape, const std::vector<double>& p) {
+  Diagonals c{};
+  if (fill.kind == Kind::eye) {
+    if (shape.size() != 2) malformed("eye takes a matrix");
+    c = {0, 1, 1, shape[0] < shape[1] ? shape[0] : shape[1], shape[1] + 1};
+  } else {
+    if (shape.size() < 3 || p.size() != 1 || p[0] < 1) malformed("dirac takes 3 dimensions or more and groups");
+    int64_t kernel = 1, centre = 0;
+    for (size_t d = 2; d < shape.size(); ++d) {
+      kernel *= shape[d];
+      centre = centre * shape[d] + shape[d] / 2;
+    }
+    const int64_t groups = static_cast<int64_t>(p[0]), out = shape[0] / groups;
+    c = {centre, groups, out * shape[1] * kernel, out < shape[1] ? out : shape[1], (shape[1] + 1) * kernel};
+  }
+  // A tensor without elements: any positive steps do.
+  if (c.group_step < 1) c.group_step = 1;
+  if (c.step < 1) c.step = 1;
+  fill.kind = Kind::diagonals;
+  fill.diagonals = c;
+  fill.pattern[0] = fill.pattern[1] = 0;
+  if (is_float(fill.dtype)) {
+    Fill one = fill;
+    make_constant(one, 1.0);
+    fill.pattern[0] = one.pattern[0];
+  } else {
+    fill.pattern[0] = 1;
+  }
+}
+
+void lower_random(Fill& fill, const std::vector<double>& p) {
+  const bool f64 = fill.dtype == DType::f64;
+  if (!is_float(fill.dtype)) malformed("a random fill of a dtype that is not floating");
+  if (fill.kind == Kind::uniform) {
+    if (p.size() != 2) malformed("uniform takes a and b");
+    const Bounds bounds = bounds_in(fill.dtype, p[0], p[1], p[0] != p[1]);
+    if (bounds.empty) return make_constant(fill, p[0]);
+    if (f64) {
+      fill.uniform_f64 = uniform<double>(p[0], p[1], bounds, 0x1p-53);
+    } else {
+      fill.uniform_f32 = uniform<float>(p[0], p[1], bounds, 0x1p-24);
+    }
+  } else if (fill.kind == Kind::normal) {
+    if (p.size() != 2) malformed("normal takes mean and std");
+    if (f64) {
+      fill.normal_f64 = {p[0], p[1]};
+    } else {
+      fill.normal_f32 = {static_cast<float>(p[0]), static_cast<float>(p[1])};
+    }
+  } else {
+    if (p.size() != 4) malformed("truncated_normal takes mean, std, a and b");
+    const Bounds bounds = bounds_in(fill.dtype, p[2], p[3], false);
+    if (bounds.empty) return make_constant(fill, p[2]);
+    if (!(p[1] > 0.0)) {  // all the mass in one point
+      const double point = p[0] < bounds.lo ? bounds.lo : p[0] > bounds.hi ? bounds.hi : p[0];
+      return make_constant(fill, point);
+    }
+    if (f64) {
+      fill.truncated_f64 = truncated_normal<double>(p[0], p[1], p[2], p[3], bounds, 0x1p-62);
+    } else {
+      fill.truncated_f32 = truncated_normal<float>(p[0], p[1], p[2], p[3], bounds, 0x1p-31);
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<Fill> lower(const std::vector<int64_t>& tensors, const std::vector<int64_t>& recipe,
+                        const std::vector<double>& params) {
+  std::vector<Fill> fills;
+  Reader<int64_t> layout(tensors), how(recipe);
+  Reader<double> numbers(params);
+  while (!layout.done()) {
+    Fill fill{};
+    fill.data = reinterpret_cast<unsigned char*>(layout.next());
+    const int64_t dtype = layout.next();
+    fill.dtype = static_cast<DType>(dtype);
+    fill.item_size = item_size_of(dtype);
+    const int64_t dims = layout.next();
+    std::vector<int64_t> sizes = layout.take(dims), strides = layout.take(dims);
+
+    fill.kind = static_cast<Kind>(how.next());
+    const int64_t word0 = how.next(), word1 = how.next();
+    const int64_t count = how.next(), region = how.next();
+    std::vector<int64_t> shape = how.take(region), offsets = how.take(region);
+    const std::vector<double> p = numbers.take(count);
+    if (region == 0) {
+      shape = sizes;
+      offsets.assign(sizes.size(), 0);
+    }
+    if (shape.size() != sizes.size()) malformed("a region has other dimensions than its tensor");
+    std::vector<int64_t> jumps(sizes.size());
+    int64_t jump = 1;
+    bool empty = false;
+    for (size_t d = sizes.size(); d-- > 0;) {
+      if (offsets[d] < 0 || offsets[d] > shape[d] - sizes[d]) malformed("a region leaves its logical tensor");
+      jumps[d] = jump;
+      fill.first += static_cast<uint64_t>(offsets[d] * jump);
+      if (__builtin_mul_overflow(jump, shape[d] > 0 ? shape[d] : 1, &jump)) malformed("a logical shape is too large");
+      empty = empty || sizes[d] == 0;
+    }
+    if (empty) continue;
+
+    fill.seed = static_cast<uint64_t>(word0);
+    fill.stream = static_cast<uint64_t>(word1);
+    switch (fill.kind) {
+      case Kind::constant:
+        fill.pattern[0] = fill.seed;
+        fill.pattern[1] = fill.stream;
+        break;
+      case Kind::bits: {
+        if (fill.dtype != DType::i32 || p.size() != 3) malformed("bits takes int32 and an offset");
+        // The offset has 66 bits, of which whole groups of 16 blocks, 64 words, go into first_block.
+        const uint64_t low = word_of(p[0], p[1]), high = static_cast<uint64_t>(p[2]);
+        fill.first_block = (high << 62 | low >> 2) & ~uint64_t{15};
+        fill.first += low & 63;
+        break;
+      }
+      case Kind::uniform:
+      case Kind::normal:
+      case Kind::truncated_normal:
+        lower_random(fill, p);
+        break;
+      case Kind::sparse: {
+        if (shape.size() != 2 || p.size() != 4) malformed("sparse takes a matrix, sparsity, std and a second stream");
+        if (!is_float(fill.dtype)) malformed("a random fill of a dtype that is not floating");
+        if (shape[0] >= int64_t{1} << 31) malformed("sparse takes less than 2^31 rows");
+        const int64_t zeros = static_cast<int64_t>(std::ceil(p[0] * static_cast<double>(shape[0])));
+        fill.sparse = {shape[0],
+                       shape[1],
+                       zeros > shape[0] ? shape[0] : zeros,
+                       offsets[0],
+                       offsets[1],
+                       word_of(p[2], p[3]),
+                       static_cast<float>(p[1]),
+                       p[1]};
+        fill.first = 0;
+        append(fills, fill, sizes, strides, jumps);
+        continue;
+      }
+      case Kind::eye:
+      case Kind::dirac:
+        lower_eye_or_dirac(fill, shape, p);
+        break;
+      default:
+        malformed("an unknown kind");
+    }
+    merge(sizes, strides, jumps);
+    append(fills, fill, sizes, strides, jumps);
+  }
+  if (!how.done() || !numbers.done()) malformed("a list is too long");
+  return fills;
+}
+
+}  // namespace fastinit
