@@ -111,12 +111,12 @@ def main() -> None:
         ("MILLS_F64", mills, 0, mp.mpf(1) / 36, 10, np.float64, None),
     ]
     print("// Polynomial coefficients, lowest power first. Written by tools/fit.py; docs/stream.md says where each is used.")
-    print("#pragma once\n")
+    print("#pragma once\n\n// clang-format off")
     for name, f, lo, hi, degree, dtype, fixed in table:
         coefficients, error = fit(f, lo, hi, degree, dtype, fixed)
         suffix = "f" if dtype is np.float32 else ""
-        doc = " ".join((f.__doc__ or "the normal quantile at s, less a shift").split())
-        print(f"// {doc}: relative error below {error:.1e}")
+        doc = " ".join((f.__doc__ or f"{quantile_tail.__doc__} In s less a shift.").split()).rstrip(".")
+        print(f"// {doc}; relative error below {error:.1e}")
         body = ", \\\n    ".join(c.hex() + suffix for c in coefficients)
         print(f"#define FASTINIT_{name} \\\n    {body}\n")
 
