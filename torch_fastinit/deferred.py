@@ -1,0 +1,675 @@
+"""The deferred tensor, and the context in which everything that is created is one.
+
+A deferred tensor is a wrapper subclass: autograd, parameters, hooks and modules see an ordinary tensor of the right
+shape, dtype, stride and device. Each operation on one arrives at :func:`dispatch`, which runs it on the shadows for its
+metadata and writes what it does to memory into the tape (:mod:`torch_fastinit.tape`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch_fastinit.replay import closure, evaluate, outside
+from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, clock, transform
+
+__all__ = ["Deferred", "current_tape", "deferred", "is_deferred", "record", "skip_init", "uninitialized"]
+
+aten = torch.ops.aten
+_CPU = torch.device("cpu")
+_META = torch.device("meta")
+
+
+class _Active(threading.local):
+    tape: Tape | None = None
+
+
+_active = _Active()
+
+
+def current_tape() -> Tape | None:
+    """The tape of the context that this thread is in."""
+    return _active.tape
+
+
+class Deferred(torch.Tensor):
+    """A tensor whose contents are a recording."""
+
+    _value: Value
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return dispatch(func, args, kwargs or {})
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self._value.storage.device if _active.tape is not None else _META
+
+    @property
+    def is_meta(self) -> bool:  # type: ignore[override]
+        return _active.tape is None
+
+    @property
+    def is_cpu(self) -> bool:  # type: ignore[override]
+        return self.device.type == "cpu"
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return self.device.type == "cuda"
+
+    @property
+    def data(self) -> torch.Tensor:
+        return wrap(self._value)
+
+    @data.setter
+    def data(self, other: torch.Tensor) -> None:
+        with outside():
+            _become(self, _value_of(other, self._value.storage.tape))
+
+    def numpy(self, *, force: bool = False) -> Any:
+        if self.requires_grad and not force:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+        storage = self._value.storage
+        with outside():
+            real = _read(self._value)
+            if storage.shared is None:  # from here on, numpy code may write to this memory
+                storage.shared = real.untyped_storage()
+            return real.numpy(force=force)
+
+    def __array__(self, dtype: Any = None) -> Any:
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def tolist(self) -> Any:
+        with outside():
+            return _read(self._value).tolist()
+
+    def data_ptr(self) -> int:
+        """A number that tells memories apart, as an address does: there is nothing at it."""
+        return int(self._value.shadow.untyped_storage()._cdata) + int(self.storage_offset()) * self.element_size()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self._value.shadow.untyped_storage()
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        prefix = "Parameter containing:\n" if isinstance(self, torch.nn.Parameter) else ""
+        if _active.tape is None:
+            return f"{prefix}Deferred(..., size={tuple(self.shape)}, dtype={self.dtype})"
+        with outside():
+            real = evaluate(self._value)
+            return prefix + repr(real.requires_grad_(self.requires_grad) if self.is_leaf else real)
+
+    def __format__(self, spec: str) -> str:
+        return self.item().__format__(spec) if self.dim() == 0 else object.__format__(self, spec)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Deferred:
+        if id(self) in memo:
+            known: Deferred = memo[id(self)]
+            return known
+        if not self.is_leaf:
+            raise RuntimeError(
+                "Only Tensors created explicitly by the user support the deepcopy protocol at the moment"
+            )
+        with outside():
+            copy = wrap(_deepcopy_value(self._value, memo))
+        copy.requires_grad_(self.requires_grad)
+        memo[id(self)] = copy
+        import copy as copying
+
+        for name, attribute in self.__dict__.items():
+            if name != "_value":
+                setattr(copy, name, copying.deepcopy(attribute, memo))
+        return copy
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise RuntimeError(
+            f"a deferred tensor of shape {tuple(self.shape)} has no contents to save: "
+            "call fastinit.materialize(module) first"
+        )
+
+
+def wrap(value: Value) -> Deferred:
+    """A deferred tensor that shows ``value``."""
+    shadow = value.shadow
+    tensor: Deferred = torch.Tensor._make_wrapper_subclass(
+        Deferred,
+        shadow.shape,
+        strides=shadow.stride(),
+        storage_offset=shadow.storage_offset(),
+        dtype=shadow.dtype,
+        device=value.storage.device,
+    )
+    tensor._value = value
+    return tensor
+
+
+def uninitialized(like: torch.Tensor, device: torch.device, tape: Tape) -> Deferred:
+    """A deferred tensor with the metadata of ``like`` that nothing has written yet."""
+    shadow = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=_META)
+    return wrap(Value(shadow, Storage(shadow, device, tape)))
+
+
+def _become(tensor: Deferred, value: Value) -> None:
+    """Let ``tensor`` show another value, as assigning to ``.data`` does."""
+    torch.Tensor.data.__set__(tensor, wrap(value))  # type: ignore[attr-defined]
+    tensor._value = value
+
+
+def _read(value: Value) -> torch.Tensor:
+    """The contents of a value, for code that asked for them."""
+    if _active.tape is None and value.storage.shared is None:
+        entries = closure([(value.storage, next(clock))])
+        if not all(entry.constant for entry in entries):
+            raise RuntimeError(
+                f"a deferred tensor of shape {tuple(value.shadow.shape)} has random contents that are not drawn yet: "
+                "read it inside fastinit.deferred(), or call fastinit.materialize(module) first"
+            )
+    return evaluate(value)
+
+
+def _deepcopy_value(value: Value, memo: dict[int, Any]) -> Value:
+    """Copy the storage whole, once for all tensors that share it."""
+    old = value.storage
+    key = id(old)
+    new: Storage
+    if key in memo:
+        new = memo[key]
+    else:
+        base = torch.empty(old.nbytes, dtype=torch.uint8, device=_META)
+        new = memo[key] = Storage(base, old.device, old.tape)
+        if old.shared is not None:
+            new.shared = old.shared.clone()
+        elif old.writes:
+            everything = torch.empty(0, dtype=torch.uint8, device=_META).set_(old.base.untyped_storage())
+            source, target = Value(everything, old), Value(base, new)
+            Entry(
+                old.tape, aten.copy_.default, (target, source), {}, reads=(source,), writes=(target,), overwrites=True
+            )
+    return Value(_reseat(value.shadow, new.base), new)
+
+
+def _reseat(shadow: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """``shadow``'s view of another storage."""
+    return as_real(shadow, base.untyped_storage())
+
+
+# --- real tensors that come in ----------------------------------------------------------------------------------------
+
+
+def _adopt(real: torch.Tensor, tape: Tape) -> Value:
+    """A real tensor as a value in memory that it goes on sharing."""
+    storage = real.untyped_storage()
+    base = torch.empty(storage.nbytes(), dtype=torch.uint8, device=_META)
+    value = Value(_reseat(real, base), Storage(base, real.device, tape))
+    value.storage.shared = storage
+    return value
+
+
+def _capture(value: Value) -> Value:
+    """A copy of shared memory as it is now, for an entry to read later."""
+    shared = value.storage.shared
+    assert shared is not None
+    real = as_real(value.shadow, shared).clone()
+    shadow = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device=_META)
+    storage = Storage(shadow, value.storage.device, value.storage.tape)
+    storage.constant = real.untyped_storage()
+    return Value(shadow, storage)
+
+
+def _value_of(tensor: torch.Tensor, tape: Tape) -> Value:
+    return tensor._value if isinstance(tensor, Deferred) else _adopt(tensor.detach(), tape)
+
+
+# --- recording --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    """What the schema of an operator says about memory."""
+
+    writes: tuple[tuple[int, str], ...]  # arguments that it changes: position and name
+    returns_written: tuple[int | None, ...]  # for each result, which of those it is
+    overwrites: bool
+    random: bool
+    reads_values: bool  # it cannot say what it returns without looking at values
+    reshapes: bool  # it changes the metadata of its first argument in place
+    out: bool
+    takes_device: bool
+
+
+_OVERWRITING = frozenset(
+    "aten::normal_ aten::uniform_ aten::fill_ aten::zero_ aten::copy_ aten::random_ aten::bernoulli_ "
+    "aten::exponential_ aten::cauchy_ aten::log_normal_ aten::geometric_ fastinit::fill_ fastinit::fill_batch_".split()
+)
+
+
+@functools.cache
+def _signature(func: Any) -> _Signature:
+    schema, tags = func._schema, func.tags
+    writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    sets = [frozenset(schema.arguments[i].alias_info.before_set) for i, _ in writes]
+
+    def written(result: Any) -> int | None:
+        info = result.alias_info
+        return sets.index(frozenset(info.before_set)) if info is not None and info.is_write else None
+
+    return _Signature(
+        writes=tuple(writes),
+        returns_written=tuple(written(result) for result in schema.returns),
+        overwrites=schema.name in _OVERWRITING or torch.Tag.out in tags,
+        random=torch.Tag.nondeterministic_seeded in tags,
+        reads_values=torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags,
+        reshapes=torch.Tag.inplace_view in tags,
+        out=torch.Tag.out in tags,
+        takes_device=any(a.name == "device" for a in schema.arguments),
+    )
+
+
+def _same(func: Any, args: Any, kwargs: Any) -> Any:
+    if isinstance(args[0], Deferred):
+        return wrap(args[0]._value)
+    return func(args[0])  # torch's own C++ code detaches a real tensor and goes for its memory
+
+
+def _lift(func: Any, args: Any, kwargs: Any) -> Any:
+    return wrap(_value_of(args[0], _tape_for(args)))
+
+
+def _item(func: Any, args: Any, kwargs: Any) -> Any:
+    with outside():
+        return func(_read(_value_of(args[0], _tape_for(args))))
+
+
+def _set_data(func: Any, args: Any, kwargs: Any) -> Any:
+    _become(args[0], _value_of(args[1], _tape_for(args)))
+    return args[0]
+
+
+_SPECIAL: dict[Any, Callable[[Any, Any, Any], Any]] = {
+    aten.detach.default: _same,
+    aten.alias.default: _same,
+    aten.lift_fresh.default: _lift,
+    aten._local_scalar_dense.default: _item,
+    aten.set_.source_Tensor: _set_data,
+}
+
+#: Creations are an allocation and a write in place: bit for bit what torch does, and one form for the planner to know.
+_CREATIONS: dict[str, Callable[[Any, Any], tuple[Any, tuple[Any, ...]] | None]] = {
+    "empty": lambda args, kwargs: None,
+    "empty_strided": lambda args, kwargs: None,
+    "empty_like": lambda args, kwargs: None,
+    "empty_permuted": lambda args, kwargs: None,
+    "new_empty": lambda args, kwargs: None,
+    "new_empty_strided": lambda args, kwargs: None,
+    "zeros": lambda args, kwargs: (aten.zero_.default, ()),
+    "zeros_like": lambda args, kwargs: (aten.zero_.default, ()),
+    "new_zeros": lambda args, kwargs: (aten.zero_.default, ()),
+    "ones": lambda args, kwargs: (aten.fill_.Scalar, (1,)),
+    "ones_like": lambda args, kwargs: (aten.fill_.Scalar, (1,)),
+    "new_ones": lambda args, kwargs: (aten.fill_.Scalar, (1,)),
+    "full": lambda args, kwargs: (aten.fill_.Scalar, (args[1],)),
+    "full_like": lambda args, kwargs: (aten.fill_.Scalar, (args[1],)),
+    "new_full": lambda args, kwargs: (aten.fill_.Scalar, (args[2],)),
+    "scalar_tensor": lambda args, kwargs: (aten.fill_.Scalar, (args[0],)),
+    "rand": lambda args, kwargs: (aten.uniform_.default, (0.0, 1.0)),
+    "rand_like": lambda args, kwargs: (aten.uniform_.default, (0.0, 1.0)),
+    "randn": lambda args, kwargs: (aten.normal_.default, (0.0, 1.0)),
+    "randn_like": lambda args, kwargs: (aten.normal_.default, (0.0, 1.0)),
+}
+_EMPTY_SHAPED = frozenset({"zeros", "ones", "rand", "randn", "empty"})
+
+
+def _tape_for(args: Any) -> Tape:
+    """The tape of the context that we are in, or, outside, the one that the tensors in ``args`` are from."""
+    if _active.tape is not None:
+        return _active.tape
+    found: list[Tape] = []
+    transform(args, Deferred, lambda tensor: found.append(tensor._value.storage.tape))
+    return found[0]
+
+
+def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
+    """Every operation inside a context, and every operation on a deferred tensor outside."""
+    special = _SPECIAL.get(func)
+    if special is not None:
+        return special(func, args, kwargs)
+    signature = _signature(func)
+    tape = _active.tape or _tape_for((args, kwargs))
+    values: list[Value] = []
+
+    def value_of(tensor: torch.Tensor) -> Value:
+        value = tensor._value if type(tensor) is Deferred else _value_of(tensor, tape)
+        values.append(value)
+        return value
+
+    vargs = transform(args, torch.Tensor, value_of)
+    vkwargs = transform(kwargs, torch.Tensor, value_of) if kwargs else kwargs
+    device = kwargs.get("device") if kwargs else None
+    if device is None:
+        device = _device_of(values)
+    if device.type == "meta":  # what the constructor itself puts on meta stays there
+        return func(*args, **kwargs)
+    written_objects = [args[i] if i < len(args) else kwargs.get(name) for i, name in signature.writes]
+    written = [vargs[i] if i < len(vargs) else vkwargs.get(name) for i, name in signature.writes]
+    creation = None if values and signature.writes else _CREATIONS.get(func._schema.name[6:])
+    if creation is not None:
+        return _create(func, vargs, vkwargs, device, tape, creation, func.overloadpacket.__name__)
+    if signature.reshapes:
+        return _reshape_in_place(func, args, vargs, vkwargs)
+    flat_written: list[Value] = []
+    transform(written, Value, flat_written.append)
+    if signature.reads_values or any(value.storage.shared is not None for value in flat_written):
+        return _run_now(func, signature, vargs, vkwargs, written_objects, flat_written, tape)
+
+    if signature.returns_written == (0,) and len(values) == 1 and not signature.out:
+        results = written_objects[0]  # in place, alone: nothing that a meta function could find wrong
+        outs: tuple[Value | None, ...] = ()
+        aliases = True
+    else:
+        try:
+            shadows = func(*transform(vargs, Value, _shadow), **_on_meta(signature, vkwargs, device, _shadow))
+        except (NotImplementedError, torch._subclasses.fake_tensor.DynamicOutputShapeException):
+            return _run_now(func, signature, vargs, vkwargs, written_objects, flat_written, tape)
+        results, outs, aliases = _results(signature, shadows, written_objects, values, device, tape)
+    if flat_written or not aliases:
+        record(tape, func, vargs, vkwargs, flat_written, outs, signature.overwrites, signature.random)
+    return results
+
+
+def record(
+    tape: Tape,
+    func: Callable[..., Any],
+    args: Any,
+    kwargs: dict[str, Any],
+    written: list[Value],
+    outs: tuple[Value | None, ...] = (),
+    overwrites: bool = False,
+    random: bool = False,
+) -> Entry:
+    """Write one operation into the tape. Memory that others share is captured as it is now."""
+    reads: list[Value] = []
+    skip = {id(value) for value in written}
+
+    def read(value: Value) -> Value:
+        if id(value) in skip:
+            return value
+        if value.storage.shared is not None:
+            value = _capture(value)
+        if value.storage.constant is None:
+            reads.append(value)
+        return value
+
+    args = transform(args, Value, read)
+    kwargs = transform(kwargs, Value, read)
+    generator = kwargs.get("generator")
+    if random and generator is not None and generator is not torch.default_generator:
+        func, kwargs, random = _with_generator(func, args, kwargs, overwrites, written), dict(kwargs), False
+        del kwargs["generator"]
+    entry = Entry(
+        tape,
+        func,
+        tuple(args),
+        kwargs,
+        reads=tuple(reads),
+        writes=tuple(written),
+        outs=outs,
+        overwrites=overwrites,
+        random=random,
+    )
+    if random:
+        tape.append(entry)
+    return entry
+
+
+def _with_generator(
+    func: Callable[..., Any],
+    args: Any,
+    kwargs: dict[str, Any],
+    overwrites: bool,
+    written: list[Value],
+) -> Callable[..., Any]:
+    """``func`` with a generator of the caller's: bound to the state that it has now, and run once to move it on."""
+    generator: torch.Generator = kwargs["generator"]
+    state = generator.get_state()
+
+    def replay(*args: Any, **kwargs: Any) -> Any:
+        private = torch.Generator(generator.device)
+        private.set_state(state)
+        return func(*args, **kwargs, generator=private)
+
+    scratch = {id(value) for value in written}
+
+    def real(value: Value) -> torch.Tensor:
+        if id(value) not in scratch:
+            return evaluate(value)
+        if overwrites:
+            return torch.empty_like(value.shadow, device=value.storage.device)
+        return evaluate(value).clone()
+
+    with outside():
+        func(*transform(args, Value, real), **transform(kwargs, Value, real))
+    return replay
+
+
+def _shadow(value: Value) -> torch.Tensor:
+    return value.shadow
+
+
+def _device_of(values: list[Value]) -> torch.device:
+    """The device of a result, by torch's rule: a CPU scalar follows the others."""
+    device = _CPU
+    for value in values:
+        device = value.storage.device
+        if device.type != "cpu" or value.shadow.dim() > 0:
+            return device
+    return device
+
+
+def _on_meta(
+    signature: _Signature, kwargs: dict[str, Any], device: torch.device, shadow: Callable[[Value], torch.Tensor]
+) -> dict[str, Any]:
+    if not kwargs and not signature.takes_device:
+        return kwargs
+    kwargs = transform(kwargs, Value, shadow)
+    kwargs.pop("pin_memory", None)
+    kwargs.pop("generator", None)
+    if signature.takes_device:
+        kwargs["device"] = _META
+    return kwargs
+
+
+def _results(
+    signature: _Signature, shadows: Any, written: list[Any], values: list[Value], device: torch.device, tape: Tape
+) -> tuple[Any, tuple[Value | None, ...], bool]:
+    """The call's results as deferred tensors, those of them in fresh storages, and whether there is none of these."""
+    outs: list[Value | None] = []
+    sequence = isinstance(shadows, (list, tuple))
+    results: list[Any] = []
+    for i, shadow in enumerate(shadows if sequence else (shadows,)):
+        which = signature.returns_written[i] if i < len(signature.returns_written) else None
+        out = None
+        if which is not None:
+            results.append(written[which])
+        elif isinstance(shadow, torch.Tensor):
+            alias = next(
+                (
+                    v.storage
+                    for v in values
+                    if torch._C._is_alias_of(v.shadow, shadow)  # type: ignore[attr-defined]
+                ),
+                None,
+            )
+            value = Value(shadow, alias or Storage(shadow, device, tape))
+            if alias is None:
+                out = value
+            results.append(wrap(value))
+        else:
+            results.append(shadow)
+        outs.append(out)
+    aliases = all(out is None for out in outs)
+    return (type(shadows)(results) if sequence else results[0]), (() if aliases else tuple(outs)), aliases
+
+
+def _create(
+    func: Any,
+    args: Any,
+    kwargs: dict[str, Any],
+    device: torch.device,
+    tape: Tape,
+    creation: Callable[[Any, Any], tuple[Any, tuple[Any, ...]] | None],
+    name: str,
+) -> Deferred:
+    on_meta = _on_meta(_signature(func), kwargs, device, _shadow)
+    if name in _EMPTY_SHAPED:
+        shadow = torch.empty(args[0], **on_meta)
+    elif name in ("rand_like", "randn_like"):
+        shadow = torch.empty_like(args[0].shadow, **on_meta)
+    else:
+        shadow = func(*transform(args, Value, _shadow), **on_meta)
+    value = Value(shadow, Storage(shadow, device, tape))
+    write = creation(args, kwargs)
+    if write is not None:
+        inplace, arguments = write
+        random = _signature(inplace).random
+        generator = kwargs.get("generator") or (args[1] if func._overloadname == "generator" else None)
+        keywords = {"generator": generator} if generator is not None else {}
+        record(tape, inplace, (value, *arguments), keywords, [value], overwrites=True, random=random)
+    return wrap(value)
+
+
+def _reshape_in_place(func: Any, args: Any, vargs: Any, vkwargs: Any) -> Any:
+    """``t_``, ``unsqueeze_``, ``resize_``: on a shadow of its own, since other tensors may show the old one."""
+    value = vargs[0]
+    view = value.shadow.detach()
+    func(view, *transform(vargs[1:], Value, _shadow), **transform(vkwargs, Value, _shadow))
+    _become(args[0], Value(view, value.storage))
+    return args[0]
+
+
+def _run_now(
+    func: Any, signature: _Signature, vargs: Any, vkwargs: Any, objects: list[Any], written: list[Value], tape: Tape
+) -> Any:
+    """Run an operation on values, because its result's shape or type, or somebody else's memory, depends on them."""
+    for value in written:  # memory in which the change has to be seen from outside
+        if value.storage.shared is None:
+            value.storage.shared = _read(value).untyped_storage()
+    with outside():
+        if signature.random:
+            result = _draw_now(func, vargs, vkwargs, written, tape)
+        else:
+            result = func(*transform(vargs, Value, _read), **transform(vkwargs, Value, _read))
+    if signature.returns_written and signature.returns_written[0] is not None:
+        return objects[0] if len(signature.returns_written) == 1 else tuple(objects)
+    return transform(result, torch.Tensor, lambda real: wrap(_adopt(real, tape)))
+
+
+def _draw_now(func: Any, vargs: Any, vkwargs: Any, written: list[Value], tape: Tape) -> Any:
+    """A random operation on memory that exists: its place in the order of draws is kept, its outcome is written now."""
+    copies = {id(value): _fresh_copy(value, tape) for value in written}
+    args = transform(vargs, Value, lambda value: copies.get(id(value), value))
+    kwargs = transform(vkwargs, Value, lambda value: copies.get(id(value), value))
+    record(tape, func, args, kwargs, list(copies.values()), random=True)
+    for value in written:
+        _read(value).copy_(evaluate(copies[id(value)]))
+
+
+def _fresh_copy(value: Value, tape: Tape) -> Value:
+    source = _capture(value)
+    target = Value(source.shadow, Storage(source.shadow, source.storage.device, tape))
+    Entry(tape, aten.copy_.default, (target, source), {}, writes=(target,), overwrites=True)
+    return target
+
+
+# --- the public face --------------------------------------------------------------------------------------------------
+
+
+class _Recorder(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return dispatch(func, args, kwargs or {})
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Make everything that is created inside a deferred tensor: no memory, no random numbers.
+
+    Modules built inside have parameters and buffers of the right shape, dtype, stride, ``requires_grad``, names and
+    ties, and :func:`torch_fastinit.materialize` gives them their memory and values. Code inside believes that it runs
+    on the device that it asked for (the CPU by default), and may read any value: that evaluates it on the spot, from a
+    private copy of torch's generator. Outside, a deferred tensor reports ``meta``.
+
+    A context inside another one belongs to it. Each thread has its own.
+
+    Example:
+        >>> import torch, torch_fastinit as fastinit
+        >>> with fastinit.deferred():
+        ...     layer = torch.nn.Linear(3, 2)
+        >>> layer.weight.device, fastinit.is_deferred(layer)
+        (device(type='meta'), True)
+        >>> fastinit.materialize(layer, seed=0).weight.device
+        device(type='cpu')
+    """
+    if _active.tape is not None:
+        yield
+        return
+    from torch_fastinit.intercept import interception
+
+    with interception() as tape, _Recorder():  # type: ignore[no-untyped-call]
+        _active.tape = tape
+        try:
+            yield
+        finally:
+            _active.tape = None
+
+
+def skip_init(cls: type[torch.nn.Module], /, *args: Any, **kwargs: Any) -> torch.nn.Module:
+    """Construct a module with deferred tensors: ``torch.nn.utils.skip_init``, with a way to initialise it afterwards.
+
+    Args:
+        cls: a subclass of :class:`torch.nn.Module`.
+        args, kwargs: what its constructor takes. ``device=`` is where :func:`torch_fastinit.materialize` puts it.
+
+    Returns:
+        The module, deferred.
+
+    Raises:
+        RuntimeError: ``cls`` is not a module class.
+
+    Example:
+        >>> import torch, torch_fastinit as fastinit
+        >>> layer = fastinit.skip_init(torch.nn.Linear, 3, 2, bias=False)
+        >>> fastinit.is_deferred(layer.weight)
+        True
+    """
+    if not (isinstance(cls, type) and issubclass(cls, torch.nn.Module)):
+        raise RuntimeError(f"Expected a Module; got {cls}")
+    with deferred():
+        return cls(*args, **kwargs)
+
+
+def is_deferred(x: torch.Tensor | torch.nn.Module) -> bool:
+    """Whether a tensor is deferred, or a module has a parameter or buffer that is.
+
+    Raises:
+        TypeError: ``x`` is neither a tensor nor a module.
+
+    Example:
+        >>> import torch, torch_fastinit as fastinit
+        >>> fastinit.is_deferred(torch.zeros(2))
+        False
+    """
+    if isinstance(x, torch.Tensor):
+        return isinstance(x, Deferred)
+    if isinstance(x, torch.nn.Module):
+        return any(isinstance(t, Deferred) for ts in (x.parameters(), x.buffers()) for t in ts)
+    raise TypeError(f"is_deferred() takes a tensor or a module, not {type(x).__name__}")

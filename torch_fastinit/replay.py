@@ -1,0 +1,213 @@
+"""Running a recording: which operations a value needs, and running them on real memory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, clock, live_writes, transform
+
+__all__ = ["Replay", "allocate", "closure", "evaluate", "freeze", "outside"]
+
+#: Read values up to this size are kept, so that reading them again costs nothing.
+CACHE_BYTES = 1 << 20
+
+#: Runs one random entry: gets the entry, a function from values to real tensors, and one that runs it as recorded.
+Randomness = Callable[[Entry, Callable[[Value], torch.Tensor], Callable[[], Any]], Any]
+
+
+def allocate(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Fresh memory for one tensor. Everything that this library materialises is allocated here."""
+    return torch.empty_strided(shape, stride, dtype=dtype, device=device)
+
+
+def _bytes(count: int, device: torch.device) -> torch.UntypedStorage:
+    return allocate((count,), (1,), torch.uint8, device).untyped_storage()
+
+
+@contextlib.contextmanager
+def outside() -> Iterator[None]:
+    """Run torch as if no context were active: neither recording, nor gradients, nor another default device."""
+    with _disable_current_modes(), torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        yield
+
+
+def closure(needs: Iterable[tuple[Storage, float]], entries: Iterable[Entry] = ()) -> list[Entry]:
+    """``entries`` and all that the contents of storages at given times depend on, in the order recorded."""
+    found: dict[int, Entry] = {}
+    stack = list(needs)
+    asked: set[tuple[int, float]] = set()
+
+    def add(entry: Entry) -> None:
+        if entry.time not in found:
+            found[entry.time] = entry
+            stack.extend((value.storage, entry.time) for value in entry.reads)
+            if not entry.overwrites:
+                stack.extend((value.storage, entry.time) for value in entry.writes)
+
+    for entry in entries:
+        add(entry)
+    while stack:
+        storage, time = stack.pop()
+        if storage.constant is None and (id(storage), time) not in asked:
+            asked.add((id(storage), time))
+            for entry in live_writes(storage, time):
+                add(entry)
+    return [found[time] for time in sorted(found)]
+
+
+class Replay:
+    """Runs entries in order on real memory, on the devices on which they were recorded.
+
+    ``randomness`` runs the random ones; by default they must be constants of the recording.
+    """
+
+    def __init__(self, randomness: Randomness | None = None) -> None:
+        self.memory: dict[Storage, torch.UntypedStorage] = {}
+        self.randomness = randomness or from_state
+
+    def tensor(self, value: Value) -> torch.Tensor:
+        storage = value.storage
+        real = storage.constant
+        if real is None:
+            real = self.memory.get(storage)
+            if real is None:
+                real = self.memory[storage] = _bytes(storage.nbytes, storage.device)
+            elif real.nbytes() < storage.nbytes:  # it was resized since
+                larger = _bytes(storage.nbytes, storage.device)
+                larger[: real.nbytes()].copy_(real)
+                real = self.memory[storage] = larger
+        return as_real(value.shadow, real)
+
+    def run(self, entries: Sequence[Entry], done: Callable[[Storage], None] = lambda storage: None) -> None:
+        """Run ``entries``. A storage is given back after the last entry that needs it; ``done`` hears of it before."""
+        last: dict[Storage, int] = {}
+        for entry in entries:
+            for value in (*entry.reads, *entry.writes, *entry.outs):
+                if value is not None:
+                    last[value.storage] = entry.time
+        drop: dict[int, list[Storage]] = {}
+        for storage, time in last.items():
+            drop.setdefault(time, []).append(storage)
+        default_dtype = torch.get_default_dtype()
+        with outside():
+            try:
+                for entry in entries:
+                    if entry.random:
+                        self._bind(entry, self.randomness(entry, self.tensor, functools.partial(self._call, entry)))
+                    else:
+                        self._bind(entry, self._call(entry))
+                    for storage in drop.get(entry.time, ()):
+                        done(storage)
+                        self.memory.pop(storage, None)
+            finally:
+                torch.set_default_dtype(default_dtype)
+
+    def _call(self, entry: Entry) -> Any:
+        if torch.get_default_dtype() is not entry.default_dtype:
+            torch.set_default_dtype(entry.default_dtype)
+        args = transform(entry.args, Value, self.tensor)
+        kwargs = transform(entry.kwargs, Value, self.tensor)
+        return entry.func(*args, **kwargs)
+
+    def _bind(self, entry: Entry, result: Any) -> None:
+        if not entry.outs:
+            return
+        results = result if isinstance(result, (list, tuple)) else (result,)
+        for out, real in zip(entry.outs, results, strict=True):
+            if out is None or out.storage in self.memory:
+                continue
+            shadow, storage = out.shadow, real.untyped_storage()
+            same = real.stride() == shadow.stride() and real.storage_offset() == shadow.storage_offset()
+            if same and storage.nbytes() >= out.storage.nbytes:
+                self.memory[out.storage] = storage
+            else:  # a kernel may lay its result out in another way than its meta function says
+                self.tensor(out).copy_(real)
+
+
+def generator_of(device: torch.device) -> torch.Generator:
+    """The default generator that random operations on ``device`` use."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or torch.cuda.current_device()]
+    return torch.default_generator
+
+
+@contextlib.contextmanager
+def private_state(state: torch.Tensor) -> Iterator[torch.Generator]:
+    """torch's default generator with another state, for a while."""
+    generator = torch.default_generator
+    saved = generator.get_state()
+    generator.set_state(state)
+    try:
+        yield generator
+    finally:
+        generator.set_state(saved)
+
+
+def from_state(entry: Entry, _: Callable[[Value], torch.Tensor], call: Callable[[], Any]) -> Any:
+    """A random entry that the recording determines."""
+    assert entry.state is not None
+    with private_state(entry.state):
+        return call()
+
+
+def freeze(entries: Iterable[Entry]) -> None:
+    """Find the state of torch's generator before each of these random entries, by running the tape up to there."""
+    wanted: dict[Tape, set[Entry]] = {}
+    for entry in entries:
+        if entry.random and entry.state is None:
+            wanted.setdefault(entry.tape, set()).add(entry)
+    for tape, some in wanted.items():
+        _play(tape, some)
+
+
+def _play(tape: Tape, wanted: set[Entry]) -> None:
+    index = {entry: i for i, entry in enumerate(tape.draws)}
+    last = max(index[entry] for entry in wanted)
+    while True:
+        first = min(index[entry] for entry in wanted)
+        start, state = max((c for c in tape.checkpoints if c[0] <= first), key=lambda c: c[0])
+        segment = tape.draws[start : last + 1]
+        entries = closure((), segment)
+        inside = set(segment)
+        earlier = {e for e in entries if e.random and e not in inside and e.state is None}
+        if not earlier:
+            break
+        wanted = wanted | {e for e in earlier if e.tape is tape}
+        freeze(e for e in earlier if e.tape is not tape)
+
+    def randomness(entry: Entry, _: Callable[[Value], torch.Tensor], call: Callable[[], Any]) -> Any:
+        if entry not in inside:
+            return from_state(entry, _, call)
+        if entry in wanted:
+            entry.state = torch.default_generator.get_state()
+        return call()
+
+    with private_state(state) as generator:
+        Replay(randomness).run(entries)
+        tape.checkpoints.append((last + 1, generator.get_state()))
+
+
+def evaluate(value: Value) -> torch.Tensor:
+    """The contents of ``value`` now. Random draws among what it depends on become constants of the recording."""
+    storage = value.storage
+    real = storage.shared
+    if real is None and storage.cache is not None and storage.cache[0] == len(storage.writes):
+        real = storage.cache[1]
+    if real is None:
+        with outside():
+            entries = closure([(storage, next(clock))])
+            freeze(entries)
+            replay = Replay()
+            found: list[torch.UntypedStorage] = []
+            replay.run(entries, lambda done: found.append(replay.memory[done]) if done is storage else None)
+            real = found[0] if found else storage.constant or _bytes(storage.nbytes, storage.device)
+        if storage.nbytes <= CACHE_BYTES:
+            storage.cache = (len(storage.writes), real)
+    with outside():
+        return as_real(value.shadow, real)

@@ -1,0 +1,220 @@
+"""What a constructor did, as data: storages, the operations that wrote them, and every random operation in order.
+
+A tensor that is recorded is a :class:`Value`: a meta tensor (its *shadow*) and a :class:`Storage`. Shadows alias
+exactly as the real tensors would, so views, ``detach`` and ``.data`` need no entry: a value is memory seen through its
+shadow's sizes, strides and offset. Only an operation that writes makes an :class:`Entry`, and the storages that it
+writes hold it. What nobody can reach any more is garbage and is collected, with one exception: the tape keeps every
+random operation, dead or not, because each moves the generator.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+__all__ = ["Entry", "Storage", "Tape", "Value", "as_real", "clock", "live_writes", "transform"]
+
+#: One clock for all tapes of the process: operations that mix tensors of several contexts stay in order.
+clock = itertools.count()
+
+
+class Storage:
+    """The memory that a recorded tensor would have, and the entries that wrote it, oldest first.
+
+    ``shared`` is memory that exists already and that others may look at or write at any time: what Python, numpy or
+    another tensor brought in, or what ``.numpy()`` gave out. Operations on it run at once, and those that only read it
+    take a copy: a storage with a ``constant``, which entries alone refer to.
+    """
+
+    __slots__ = ("base", "cache", "constant", "device", "shared", "tape", "writes")
+
+    def __init__(self, base: torch.Tensor, device: torch.device, tape: Tape):
+        self.base = base
+        self.device = device
+        self.tape = tape
+        self.writes: list[Entry] = []
+        self.shared: torch.UntypedStorage | None = None
+        self.constant: torch.UntypedStorage | None = None
+        self.cache: tuple[int, torch.UntypedStorage] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.base.untyped_storage().nbytes()
+
+
+class Value:
+    """A tensor of the recording: metadata and aliasing in a meta tensor, contents in a storage."""
+
+    __slots__ = ("_span", "shadow", "storage")
+
+    def __init__(self, shadow: torch.Tensor, storage: Storage):
+        self.shadow = shadow
+        self.storage = storage
+        self._span: tuple[int, int, bool] | None = None
+
+    @property
+    def span(self) -> tuple[int, int, bool]:
+        """First byte, last byte plus one, and whether every byte between belongs to the tensor."""
+        if self._span is None:
+            self._span = _span(self.shadow)
+        return self._span
+
+    @property
+    def whole(self) -> bool:
+        """Whether the tensor is all of its storage."""
+        start, end, dense = self.span
+        return dense and start == 0 and end >= self.storage.nbytes
+
+
+class Entry:
+    """One operation. ``args`` and ``kwargs`` hold a :class:`Value` wherever the call had a tensor."""
+
+    __slots__ = (
+        "args",
+        "default_dtype",
+        "func",
+        "kwargs",
+        "outs",
+        "overwrites",
+        "random",
+        "reads",
+        "seeded",
+        "state",
+        "tape",
+        "time",
+        "writes",
+    )
+
+    def __init__(
+        self,
+        tape: Tape,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        reads: tuple[Value, ...] = (),
+        writes: tuple[Value, ...] = (),
+        outs: tuple[Value | None, ...] = (),
+        overwrites: bool = False,
+        random: bool = False,
+    ):
+        self.tape = tape
+        self.time = next(clock)
+        self.func = func
+        self.args = args
+        self.kwargs = kwargs
+        self.default_dtype = torch.get_default_dtype()
+        self.reads = reads  # values whose contents the operation needs, besides those that it changes in place
+        self.writes = writes  # values that it changes in place
+        self.outs = outs  # values in fresh storages, in the order of the results
+        self.overwrites = overwrites  # its writes do not depend on what was there
+        self.random = random
+        #: The state of torch's generator before the operation, once a value that depends on it has been read, or where
+        #: the constructor itself had seeded the generator: from then on the operation is a constant of the recording.
+        self.state: torch.Tensor | None = None
+        self.seeded = False
+        for value in writes:
+            value.storage.writes.append(self)
+        for out in outs:
+            if out is not None:
+                out.storage.writes.append(self)
+        for value in writes:
+            value.storage.cache = None
+
+    @property
+    def constant(self) -> bool:
+        """Whether the recording alone determines the outcome: not random, or random with a known generator state."""
+        return not self.random or self.seeded or self.state is not None
+
+
+class Tape:
+    """The random operations of one outermost ``deferred()``, in order, and the generator's state at its start."""
+
+    def __init__(self) -> None:
+        self.draws: list[Entry] = []
+        self.snapshot = torch.default_generator.get_state()
+        #: Places at which the state of the generator is known: how many draws came before, and the state.
+        self.checkpoints: list[tuple[int, torch.Tensor]] = [(0, self.snapshot)]
+        #: The constructor seeded the generator: draws equal those of eager code until it restores a state.
+        self.seeded = False
+        self.thread = threading.get_ident()
+
+    def append(self, entry: Entry) -> None:
+        entry.seeded = self.seeded
+        self.draws.append(entry)
+
+
+def _span(t: torch.Tensor) -> tuple[int, int, bool]:
+    size, item = t.numel(), t.element_size()
+    start = int(t.storage_offset()) * item
+    if size == 0:
+        return start, start, True
+    if t.is_contiguous():
+        return start, start + size * item, True
+    extent = 1 + sum((n - 1) * int(s) for n, s in zip(t.shape, t.stride(), strict=True))
+    expected = 1
+    for s, n in sorted((s, n) for n, s in zip(t.shape, t.stride(), strict=True) if n > 1):
+        if s != expected:
+            return start, start + extent * item, False
+        expected *= n
+    return start, start + extent * item, True
+
+
+def live_writes(storage: Storage, time: float) -> Iterator[Entry]:
+    """The entries before ``time`` that the contents of ``storage`` at that time depend on, latest first.
+
+    A write is dead if one later overwrite covers all of it before anything reads it.
+    """
+    writes = storage.writes
+    last = bisect.bisect_left(writes, time, key=_time) if writes and writes[-1].time >= time else len(writes)
+    covers: list[tuple[int, int]] = []
+    for entry in reversed(writes[:last]):
+        here = [value for value in entry.writes if value.storage is storage]
+        if not here:  # it made the storage
+            yield entry
+            return
+        spans = [value.span for value in here]
+        if covers and all(any(a <= start and end <= b for a, b in covers) for start, end, _ in spans):
+            continue
+        yield entry
+        if not covers and entry.overwrites and here[0].whole and not entry.reads:
+            return
+        touched = [value.span for value in entry.reads if value.storage is storage]
+        if entry.overwrites:
+            covers += [(start, end) for start, end, dense in spans if dense]
+        else:
+            touched += spans
+        covers = [(a, b) for a, b in covers if all(end <= a or b <= start for start, end, _ in touched)]
+        if any(a <= 0 and storage.nbytes <= b for a, b in covers):
+            return
+
+
+def _time(entry: Entry) -> int:
+    return entry.time
+
+
+def as_real(shadow: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
+    """Real memory seen as ``shadow``."""
+    real = torch.empty(0, dtype=shadow.dtype, device=storage.device)
+    real.set_(storage, shadow.storage_offset(), shadow.shape, shadow.stride())
+    if shadow.is_conj():
+        real = torch._conj(real)
+    if shadow.is_neg():
+        real = torch._neg_view(real)
+    return real
+
+
+def transform(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """``tree`` (an argument: lists, tuples and dictionaries at most) with ``function`` applied to every ``kind``."""
+    if isinstance(tree, kind):
+        return function(tree)
+    if isinstance(tree, (list, tuple)):
+        return type(tree)([transform(item, kind, function) for item in tree]) if tree else tree
+    if isinstance(tree, dict):
+        return {key: transform(item, kind, function) for key, item in tree.items()}
+    return tree
