@@ -53,6 +53,22 @@ def check_values(eager: torch.nn.Module, other: torch.nn.Module, ours: torch.nn.
         assert ks_2samp(sample, reference).pvalue > 1e-9, f"{name}: another distribution"
 
 
+def check_parity(build: Callable[[], torch.nn.Module]) -> None:
+    """Replayed with torch's generator, every tensor has the bits of eager construction."""
+    import torch_fastinit as fastinit
+
+    torch.manual_seed(4)
+    a = tensors_of(build())
+    end = torch.get_rng_state()
+    torch.manual_seed(4)
+    with fastinit.deferred():
+        module = build()
+    b = tensors_of(fastinit.materialize(module, replay="torch"))
+    assert torch.equal(end, torch.get_rng_state())
+    for name in a:
+        assert same_bits(a[name], b[name]), f"{name}: not bit-equal to eager"
+
+
 @pytest.fixture
 def poison() -> Iterator[None]:
     """Fresh memory is NaN, so that nothing can pass by luck."""
@@ -82,6 +98,7 @@ def same_as_eager(poison: None) -> Callable[[Callable[[], torch.nn.Module]], tor
         assert torch.equal(before, torch.get_rng_state())
         check_metadata(eager, ours)
         check_values(eager, other, ours)
+        check_parity(build)
         return ours
 
     return check

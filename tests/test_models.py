@@ -20,10 +20,10 @@ from transformers import (
 
 import torch_fastinit as fastinit
 
-BODY = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
+BODY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = dict(BODY, vocab_size=200)
 IMAGE = dict(BODY, image_size=32, patch_size=8)
-IDS = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 MODELS = {
     "GPT2LMHeadModel": GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=200, n_positions=64, **IDS),

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Literal
 
 import torch
 
+from torch_fastinit.builder import Builder, TorchBuilder, unwritten_elements
 from torch_fastinit.deferred import Deferred
-from torch_fastinit.ops import Fill, fill
-from torch_fastinit.planner import (
-    DtypeRule,
-    FillStep,
-    Work,
-    lowered,
-    make_plan,
-    own_draws,
-    streams_of,
-    targets_of,
-)
-from torch_fastinit.replay import Replay, allocate, closure, freeze, from_state, outside
-from torch_fastinit.stream import draw_seed, mixed_seed, to_signed
-from torch_fastinit.tape import Entry, Storage, Value, as_real
+from torch_fastinit.planner import DtypeRule, Work, make_plan, own_draws, streams_of, targets_of
+from torch_fastinit.replay import outside
+from torch_fastinit.stream import draw_seed, to_signed
 
 __all__ = ["materialize"]
 
@@ -33,6 +23,8 @@ def materialize(
     dtype: DtypeRule = None,
     seed: int | None = None,
     names: Callable[[str], str] | None = None,
+    replay: Literal["torch"] | None = None,
+    verify: bool = False,
 ) -> torch.nn.Module:
     """Give every deferred tensor of ``module`` its memory and its value, in place.
 
@@ -48,6 +40,11 @@ def materialize(
         seed: the key of the random stream, taken modulo 2**64. Default: drawn from torch's default generator, so
             ``torch.manual_seed`` governs.
         names: a function from a tensor's name under ``module`` to its name in the random stream, for parts of a model.
+        replay: ``"torch"`` runs the recorded operations with torch's own generator, in the order recorded: the result
+            is bit-identical to eager construction under the same ``torch.manual_seed``, and the generator ends in the
+            same state. It takes the time of eager construction.
+        verify: first run the whole plan on memory that holds one thing and then on memory that holds another, and raise
+            if an element differs: nothing wrote it. It takes twice the time and memory.
 
     Returns:
         ``module``.
@@ -56,6 +53,7 @@ def materialize(
         TypeError: ``module`` is not a module, or ``dtype`` is or returns something that is no dtype.
         RuntimeError: nothing writes a parameter; the device is not there; memory ran out; a recorded operation failed.
             The message names the tensors, and the module is as it was.
+        ValueError: ``replay`` is neither None nor ``"torch"``, or ``seed`` is given with it.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -69,6 +67,12 @@ def materialize(
         raise TypeError(f"materialize() takes a torch.nn.Module, not {type(module).__name__}")
     if dtype is not None and not isinstance(dtype, torch.dtype) and not callable(dtype):
         raise TypeError(f"dtype must be a torch.dtype such as torch.bfloat16, or a function, not {dtype!r}")
+    if replay not in (None, "torch"):
+        raise ValueError(f'replay must be None or "torch", not {replay!r}')
+    if replay is not None and seed is not None:
+        raise ValueError(
+            'replay="torch" takes its random numbers from torch\'s generator: use torch.manual_seed(), not seed='
+        )
     where = None if device is None else torch.device(device)
     targets = targets_of(module)
     deferred = [target for target in targets if isinstance(target.tensor, Deferred)]
@@ -86,137 +90,29 @@ def materialize(
             "them in the constructor, or inside fastinit.deferred() afterwards"
         )
     with outside():
-        streams = streams_of(own_draws(deferred, names))
-        key = to_signed(draw_seed() if seed is None else seed)
-        reals = _Builder(works, key, streams).build()
-        _put_in_place(works, reals)
+        builder: Builder
+        if replay == "torch":
+            builder = TorchBuilder(works, 0, {})
+        else:
+            streams = streams_of(own_draws(deferred, names))
+            builder = Builder(works, to_signed(draw_seed() if seed is None else seed), streams)
+        if verify:
+            _verify(builder)
+        _put_in_place(works, builder.build())
     return module
+
+
+def _verify(builder: Builder) -> None:
+    counts = unwritten_elements(builder.rehearse, builder.works)
+    if counts:
+        found = ", ".join(f"{name!r} ({count:,} elements)" for name, count in list(counts.items())[:10])
+        more = f" and {len(counts) - 10} more tensors" if len(counts) > 10 else ""
+        raise RuntimeError(f"{found}{more}: nothing writes these elements, so their values would be what memory held")
 
 
 def _list(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:10])
     return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"
-
-
-class _Builder:
-    """Computes the real tensors of a plan."""
-
-    def __init__(self, works: Sequence[Work], key: int, streams: dict[Entry, int]):
-        self.works = works
-        self.key = key
-        self.streams = streams
-        self.reals: dict[int, torch.Tensor] = {}
-        #: Final memory of storages that keep their dtype: tensors that share it go on sharing it.
-        self.final: dict[tuple[Storage, torch.device], torch.Tensor] = {}
-
-    def build(self) -> list[torch.Tensor]:
-        """One real tensor for each piece of work."""
-        waves: list[list[tuple[Work, Fill]]] = []
-        replays: dict[Storage, list[Work]] = {}
-        for work in self.works:
-            try:
-                self._allocate(work, waves, replays)
-            except RuntimeError as error:
-                raise self._failed(work, error) from error
-        for wave in waves:
-            self._fill(wave)
-        if replays:
-            self._replay(replays)
-        return [self.reals[id(work)] for work in self.works]
-
-    def _allocate(self, work: Work, waves: list[list[tuple[Work, Fill]]], replays: dict[Storage, list[Work]]) -> None:
-        value, shadow = work.value, work.value.shadow
-        if work.how == "shared":
-            shared = value.storage.shared
-            assert shared is not None
-            self.reals[id(work)] = as_real(shadow, shared).to(device=work.device, dtype=work.dtype)
-        elif work.steps is None:
-            replays.setdefault(value.storage, []).append(work)
-        elif work.how == "zeros":
-            real = allocate(shadow.shape, shadow.stride(), work.dtype, work.device)
-            self.reals[id(work)] = real.zero_()
-        else:
-            real, fresh = self._memory(work)
-            self.reals[id(work)] = real
-            if fresh:
-                for level, step in enumerate(work.steps):
-                    if level == len(waves):
-                        waves.append([])
-                    waves[level].append((work, self._place(step, real)))
-
-    def _memory(self, work: Work) -> tuple[torch.Tensor, bool]:
-        """Memory for a filled tensor, and whether it is the first to see that memory."""
-        value, shadow = work.value, work.value.shadow
-        if work.dtype is not shadow.dtype:  # a cast makes a tensor of its own
-            return allocate(shadow.shape, shadow.stride(), work.dtype, work.device), True
-        key = (value.storage, work.device)
-        base = self.final.get(key)
-        if base is not None:
-            return as_real(shadow, base.untyped_storage()), False
-        if value.whole:
-            real = self.final[key] = allocate(shadow.shape, shadow.stride(), work.dtype, work.device)
-            return real, True
-        base = self.final[key] = allocate((value.storage.nbytes,), (1,), torch.uint8, work.device)
-        return as_real(shadow, base.untyped_storage()), True
-
-    def _place(self, step: FillStep, real: torch.Tensor) -> Fill:
-        if step.shape != real.shape or step.stride != real.stride() or step.offset != 0 or step.dtype is not real.dtype:
-            part = torch.empty(0, dtype=step.dtype, device=real.device)
-            real = part.set_(real.untyped_storage(), step.offset, step.shape, step.stride)
-        return Fill(real, step.initializer, self.key, self.streams.get(step.entry, 0))
-
-    def _fill(self, wave: list[tuple[Work, Fill]]) -> None:
-        devices: dict[torch.device, list[Fill]] = {}
-        for _, one in wave:
-            devices.setdefault(one.tensor.device, []).append(one)
-        for fills in devices.values():
-            fill(fills)
-
-    def _replay(self, replays: dict[Storage, list[Work]]) -> None:
-        """Run what could not be filled, and move and cast each tensor as soon as its storage is complete."""
-        entries = closure([(storage, float("inf")) for storage in replays])
-        freeze([entry for entry in entries if entry.random and entry.seeded])
-        replay = Replay(self._randomness)
-
-        def done(storage: Storage) -> None:
-            for work in replays.get(storage, ()):
-                real = replay.tensor(work.value)
-                if work.dtype is real.dtype and work.device == real.device:
-                    self.reals[id(work)] = real
-                else:
-                    self.reals[id(work)] = real.to(device=work.device, dtype=work.dtype)
-
-        try:
-            replay.run(entries, done)
-        except Exception as error:
-            left = [work for works in replays.values() for work in works if id(work) not in self.reals]
-            raise self._failed(left[0], error) from error
-        for storage, works in replays.items():
-            for work in works:
-                if id(work) not in self.reals:
-                    done(storage)
-
-    def _randomness(self, entry: Entry, tensor: Callable[[Value], torch.Tensor], call: Callable[[], Any]) -> Any:
-        if entry.state is not None:
-            return from_state(entry, tensor, call)
-        stream = self.streams[entry]
-        initializer = lowered(entry)
-        if initializer is not None:
-            return fill([Fill(tensor(entry.writes[0]), initializer, self.key, stream)])
-        generator = torch.default_generator
-        saved = generator.get_state()
-        generator.manual_seed(mixed_seed(self.key, stream))
-        try:
-            return call()
-        finally:
-            generator.set_state(saved)
-
-    def _failed(self, work: Work, error: Exception) -> RuntimeError:
-        size = work.value.shadow.numel() * torch.empty((), dtype=work.dtype, device="meta").element_size()
-        return RuntimeError(
-            f"{work.target.name!r} (shape {tuple(work.value.shadow.shape)}, {work.dtype}, {size:,} bytes on "
-            f"{work.device}) could not be materialised: {error}"
-        )
 
 
 # --- in place ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, clock, live_writes, transform
 
-__all__ = ["Replay", "allocate", "closure", "evaluate", "freeze", "outside"]
+__all__ = ["Replay", "allocate", "closure", "evaluate", "freeze", "outside", "poisoned"]
 
 #: Read values up to this size are kept, so that reading them again costs nothing.
 CACHE_BYTES = 1 << 20
@@ -23,7 +24,27 @@ Randomness = Callable[[Entry, Callable[[Value], torch.Tensor], Callable[[], Any]
 
 def allocate(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Fresh memory for one tensor. Everything that this library materialises is allocated here."""
-    return torch.empty_strided(shape, stride, dtype=dtype, device=device)
+    new = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+    if _poison.byte is not None:
+        torch.empty(0, dtype=torch.uint8, device=device).set_(new.untyped_storage()).fill_(_poison.byte)
+    return new
+
+
+class _Poison(threading.local):
+    byte: int | None = None
+
+
+_poison = _Poison()
+
+
+@contextlib.contextmanager
+def poisoned(byte: int) -> Iterator[None]:
+    """Let fresh memory hold ``byte`` everywhere, to see who reads it."""
+    _poison.byte = byte
+    try:
+        yield
+    finally:
+        _poison.byte = None
 
 
 def _bytes(count: int, device: torch.device) -> torch.UntypedStorage:
