@@ -106,7 +106,7 @@ def draw(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(results), 2, figsize=(11, 1.2 + 1.7 * len(results)), squeeze=False)
+    figure, axes = plt.subplots(len(results), 2, figsize=(11, 1 + 2.1 * len(results)), squeeze=False)
     for (model, medians), (time_axis, memory_axis) in zip(results.items(), axes, strict=True):
         labels = list(medians)
         construct, fill, total, peak, own = (
@@ -117,16 +117,15 @@ def draw(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
         notes = [f" {t:.2f} s" + (f" ({total[0] / t:.1f}x)" if how != "eager" else "") for how, t in zip(labels, total)]
         for y, (t, note) in enumerate(zip(total, notes)):
             time_axis.text(t, y, note, va="center")
-        time_axis.set(title=f"{TITLES[model]}: seconds", xlim=(0, max(total) * 1.3))
-        time_axis.legend(loc="lower right", frameon=False)
+        time_axis.set(title=f"{TITLES[model]}: seconds", xlim=(0, max(total) * 1.2))
 
         memory_axis.barh(labels, [p / 1e6 for p in peak], color="#66c2a5")
         memory_axis.axvline(own[0] / 1e6, color="black", linestyle=":", label="the model itself")
         for y, p in enumerate(peak):
             memory_axis.text(p / 1e6, y, f" {p / 1e6:,.0f} MB", va="center")
-        memory_axis.set(title="peak resident memory, MB", xlim=(0, max(peak) / 1e6 * 1.3))
-        memory_axis.legend(loc="lower right", frameon=False)
+        memory_axis.set(title="peak resident memory, MB", xlim=(0, max(peak) / 1e6 * 1.2))
         for axis in (time_axis, memory_axis):
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
             axis.invert_yaxis()
             axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
