@@ -90,6 +90,11 @@ def _random_fill(tensor: Tensor, initializer: Initializer, generator: torch.Gene
             fill_one(tensor, initializer, generator)
         return tensor
     refuse_inference_update(tensor)
+    if tensor.is_neg() or tensor.is_conj():
+        # A view that negates or conjugates lazily: its memory holds other values, so by way of new memory.
+        new = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        with torch.no_grad():
+            return tensor.copy_(_random_fill(new, initializer, generator))
     fill_one(tensor, initializer, generator)
     torch.autograd.graph.increment_version(tensor)
     return tensor

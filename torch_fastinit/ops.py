@@ -94,12 +94,8 @@ def fill_one(tensor: torch.Tensor, initializer: Initializer, generator: torch.Ge
     if tensor.dtype not in RANDOM_DTYPES:
         if tensor.numel() == 0 and not isinstance(initializer, Uniform):
             return  # where torch, too, looks at no dtype
-        if tensor.is_conj():
-            return _fill_lazy_view(tensor, initializer, generator)
         tensor, initializer = _as_real(tensor, initializer)
         _check_dtype(tensor, initializer)
-    if tensor.is_neg():
-        return _fill_lazy_view(tensor, initializer, generator)
     if generator is None:
         _fill_op(tensor, initializer.kind, initializer.params)
     else:
@@ -155,14 +151,6 @@ def refuse_inference_update(tensor: torch.Tensor) -> None:
             "Inplace update to inference tensor outside InferenceMode is not allowed. "
             "You can make a clone to get a normal tensor before doing inplace update."
         )
-
-
-def _fill_lazy_view(tensor: torch.Tensor, initializer: Initializer, generator: torch.Generator | None) -> None:
-    """Fill a lazily conjugated or negated view, whose own memory holds other values, by way of new memory."""
-    new = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-    fill_one(new, initializer, generator)
-    with torch.no_grad():
-        tensor.copy_(new)
 
 
 def _as_real(tensor: torch.Tensor, initializer: Initializer) -> tuple[torch.Tensor, Initializer]:
