@@ -1,4 +1,4 @@
-"""Comparing a module that this library materialised with the same module built eagerly by torch."""
+"""Fixtures of the whole suite."""
 
 from __future__ import annotations
 
@@ -6,67 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from scipy.stats import ks_2samp
-
-
-def tensors_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers under every name that they have."""
-    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.shape != b.shape or a.dtype is not b.dtype:
-        return False
-    a, b = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
-    return bool(torch.equal(a, b))
-
-
-def check_metadata(eager: torch.nn.Module, ours: torch.nn.Module) -> None:
-    """Names, shapes, dtypes, strides, classes, attributes, ties and training flags are equal."""
-    a, b = tensors_of(eager), tensors_of(ours)
-    assert list(a) == list(b)
-    for name, x in a.items():
-        y = b[name]
-        assert type(x) is type(y), name
-        assert (x.shape, x.dtype, x.stride()) == (y.shape, y.dtype, y.stride()), name
-        assert (x.device, x.requires_grad, x.is_leaf) == (y.device, y.requires_grad, y.is_leaf), name
-        assert list(x.__dict__) == list(y.__dict__), name
-    names = list(a)
-    assert [[n for n in names if a[n] is a[m]] for m in names] == [[n for n in names if b[n] is b[m]] for m in names]
-    shared = [{n for n in names if d[n].numel() and d[n].data_ptr() == d[m].data_ptr()} for d in (a, b) for m in names]
-    assert shared[: len(names)] == shared[len(names) :]
-    assert set(eager.state_dict()) == set(ours.state_dict())
-    assert [m.training for m in eager.modules()] == [m.training for m in ours.modules()]
-
-
-def check_values(eager: torch.nn.Module, other: torch.nn.Module, ours: torch.nn.Module) -> None:
-    """What two eager builds with different seeds agree on is bit-equal; the rest has the same distribution."""
-    a, b, c = tensors_of(eager), tensors_of(other), tensors_of(ours)
-    for name, x in a.items():
-        if same_bits(x, b[name]):
-            assert same_bits(x, c[name]), f"{name}: a deterministic tensor differs"
-            continue
-        assert bool(torch.isfinite(c[name]).all()), f"{name}: not finite"
-        # At 1e-9 a tensor, a suite of ten thousand random tensors fails by chance once in a hundred thousand seeds;
-        # seeds are fixed, so it never does once it has passed.
-        sample, reference = (t.detach().double().flatten().numpy() for t in (c[name], x))
-        assert ks_2samp(sample, reference).pvalue > 1e-9, f"{name}: another distribution"
-
-
-def check_parity(build: Callable[[], torch.nn.Module]) -> None:
-    """Replayed with torch's generator, every tensor has the bits of eager construction."""
-    import torch_fastinit as fastinit
-
-    torch.manual_seed(4)
-    a = tensors_of(build())
-    end = torch.get_rng_state()
-    torch.manual_seed(4)
-    with fastinit.deferred():
-        module = build()
-    b = tensors_of(fastinit.materialize(module, replay="torch"))
-    assert torch.equal(end, torch.get_rng_state())
-    for name in a:
-        assert same_bits(a[name], b[name]), f"{name}: not bit-equal to eager"
+from comparison import check_like_eager
 
 
 @pytest.fixture
@@ -80,25 +20,5 @@ def poison() -> Iterator[None]:
 
 @pytest.fixture
 def same_as_eager(poison: None) -> Callable[[Callable[[], torch.nn.Module]], torch.nn.Module]:
-    """Builds a module twice eagerly and once deferred, and compares; returns the last."""
-    import torch_fastinit as fastinit
-
-    def check(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-        torch.manual_seed(1)
-        eager = build()
-        torch.manual_seed(2)
-        other = build()
-        torch.manual_seed(3)
-        before = torch.get_rng_state()
-        with fastinit.deferred():
-            ours = build()
-        assert torch.equal(before, torch.get_rng_state())
-        assert all(t.is_meta for t in ours.parameters())
-        fastinit.materialize(ours, seed=0)
-        assert torch.equal(before, torch.get_rng_state())
-        check_metadata(eager, ours)
-        check_values(eager, other, ours)
-        check_parity(build)
-        return ours
-
-    return check
+    """Builds a module eagerly and deferred, and compares; returns the latter."""
+    return check_like_eager

@@ -8,6 +8,7 @@ metadata and writes what it does to memory into the tape (:mod:`torch_fastinit.t
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_fastinit.replay import closure, evaluate, outside
+from torch_fastinit.replay import closure, evaluate, outside, private_state
 from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, clock, transform
 
 __all__ = ["Deferred", "current_tape", "deferred", "is_deferred", "record", "skip_init", "uninitialized"]
@@ -113,24 +114,25 @@ class Deferred(torch.Tensor):
     def __format__(self, spec: str) -> str:
         return self.item().__format__(spec) if self.dim() == 0 else object.__format__(self, spec)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Deferred:
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
         if id(self) in memo:
-            known: Deferred = memo[id(self)]
+            known: torch.Tensor = memo[id(self)]
             return known
+        if self.__dict__.get("_is_param"):  # as torch.nn.Parameter does: without attributes, in memory of its own
+            parameter = memo[id(self)] = torch.nn.Parameter(self.data.clone(), self.requires_grad)
+            return parameter
         if not self.is_leaf:
             raise RuntimeError(
                 "Only Tensors created explicitly by the user support the deepcopy protocol at the moment"
             )
         with outside():
-            copy = wrap(_deepcopy_value(self._value, memo))
-        copy.requires_grad_(self.requires_grad)
-        memo[id(self)] = copy
-        import copy as copying
-
+            new = wrap(_deepcopy_value(self._value, memo))
+        new.requires_grad_(self.requires_grad)
+        memo[id(self)] = new
         for name, attribute in self.__dict__.items():
             if name != "_value":
-                setattr(copy, name, copying.deepcopy(attribute, memo))
-        return copy
+                setattr(new, name, copy.deepcopy(attribute, memo))
+        return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise RuntimeError(
@@ -139,11 +141,50 @@ class Deferred(torch.Tensor):
         )
 
 
-def wrap(value: Value) -> Deferred:
+@functools.cache
+def deferred_class(cls: type[torch.Tensor]) -> type[Deferred]:
+    """A class of deferred tensors for a class of tensors that is made by ``torch.Tensor._make_subclass``."""
+
+    def get(self: torch.Tensor) -> type:
+        return type(self)
+
+    def change(self: torch.Tensor, new: type[torch.Tensor]) -> None:
+        """Assigning to ``__class__``: ``UninitializedParameter.materialize`` makes itself a parameter in this way."""
+        if not issubclass(new, Deferred):
+            if new is torch.nn.Parameter:
+                self._is_param = True
+            new = Deferred if new in (torch.nn.Parameter, torch.Tensor) else deferred_class(new)
+        set_class(self, new)
+
+    metaclass: Any = type(cls)
+    made: type[Deferred] = metaclass(
+        cls.__name__, (cls, Deferred), {"_eager_class": cls, "__class__": property(get, change)}
+    )
+    return made
+
+
+def set_class(tensor: torch.Tensor, cls: type[torch.Tensor]) -> None:
+    """Assign to ``__class__``, whatever the class makes of that."""
+    object.__dict__["__class__"].__set__(tensor, cls)
+
+
+def make_subclass(
+    make: Callable[..., Any], cls: type[torch.Tensor], data: torch.Tensor, require_grad: bool = False, **kwargs: Any
+) -> Any:
+    """``torch.Tensor._make_subclass`` (``make``) for deferred data too."""
+    if not isinstance(data, Deferred):
+        return make(cls, data, require_grad, **kwargs)
+    if not issubclass(cls, Deferred):
+        cls = deferred_class(cls)
+    with outside():
+        return wrap(data._value, cls).requires_grad_(require_grad)
+
+
+def wrap(value: Value, cls: type[Deferred] = Deferred) -> Deferred:
     """A deferred tensor that shows ``value``."""
     shadow = value.shadow
     tensor: Deferred = torch.Tensor._make_wrapper_subclass(
-        Deferred,
+        cls,
         shadow.shape,
         strides=shadow.stride(),
         storage_offset=shadow.storage_offset(),
@@ -254,11 +295,22 @@ _OVERWRITING = frozenset(
 )
 
 
+#: Operators that write to arguments without saying so in their schema.
+_SILENT_WRITES = {
+    "aten::native_batch_norm": ("running_mean", "running_var"),
+    "aten::cudnn_batch_norm": ("running_mean", "running_var"),
+    "aten::miopen_batch_norm": ("running_mean", "running_var"),
+}
+
+
 @functools.cache
 def _signature(func: Any) -> _Signature:
     schema, tags = func._schema, func.tags
     writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
-    sets = [frozenset(schema.arguments[i].alias_info.before_set) for i, _ in writes]
+    if schema.name in _SILENT_WRITES:
+        writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.name in _SILENT_WRITES[schema.name]]
+    infos = [schema.arguments[i].alias_info for i, _ in writes]
+    sets = [frozenset() if info is None else frozenset(info.before_set) for info in infos]
 
     def written(result: Any) -> int | None:
         info = result.alias_info
@@ -349,7 +401,7 @@ def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     values: list[Value] = []
 
     def value_of(tensor: torch.Tensor) -> Value:
-        value = tensor._value if type(tensor) is Deferred else _value_of(tensor, tape)
+        value = tensor._value if isinstance(tensor, Deferred) else _value_of(tensor, tape)
         values.append(value)
         return value
 
@@ -414,8 +466,8 @@ def record(
     kwargs = transform(kwargs, Value, read)
     generator = kwargs.get("generator")
     if random and generator is not None and generator is not torch.default_generator:
-        func, kwargs, random = _with_generator(func, args, kwargs, overwrites, written), dict(kwargs), False
-        del kwargs["generator"]
+        func, random = _with_generator(func, args, kwargs, overwrites, written)
+        kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
     entry = Entry(
         tape,
         func,
@@ -438,8 +490,11 @@ def _with_generator(
     kwargs: dict[str, Any],
     overwrites: bool,
     written: list[Value],
-) -> Callable[..., Any]:
-    """``func`` with a generator of the caller's: bound to the state that it has now, and run once to move it on."""
+) -> tuple[Callable[..., Any], bool]:
+    """``func`` with a generator of the caller's: bound to the state that it has now, and run once to move it on.
+
+    Also says whether it draws from torch's default generator all the same, as ``torch.nn.init.sparse_`` does.
+    """
     generator: torch.Generator = kwargs["generator"]
     state = generator.get_state()
 
@@ -457,9 +512,11 @@ def _with_generator(
             return torch.empty_like(value.shadow, device=value.storage.device)
         return evaluate(value).clone()
 
-    with outside():
+    before = torch.default_generator.get_state()
+    with outside(), private_state(before):
         func(*transform(args, Value, real), **transform(kwargs, Value, real))
-    return replay
+        moved = not torch.equal(before, torch.default_generator.get_state())
+    return replay, moved
 
 
 def _shadow(value: Value) -> torch.Tensor:
@@ -483,7 +540,8 @@ def _on_meta(
         return kwargs
     kwargs = transform(kwargs, Value, shadow)
     kwargs.pop("pin_memory", None)
-    kwargs.pop("generator", None)
+    if "generator" in kwargs:
+        kwargs["generator"] = None
     if signature.takes_device:
         kwargs["device"] = _META
     return kwargs
@@ -531,6 +589,7 @@ def _create(
     name: str,
 ) -> Deferred:
     on_meta = _on_meta(_signature(func), kwargs, device, _shadow)
+    on_meta.pop("generator", None)
     if name in _EMPTY_SHAPED:
         shadow = torch.empty(args[0], **on_meta)
     elif name in ("rand_like", "randn_like"):

@@ -8,6 +8,7 @@ alive. The new code asks whether a deferred tensor or a context is concerned, an
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import threading
 import types
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from torch_fastinit.deferred import Deferred, _value_of, current_tape, record, wrap
+from torch_fastinit.deferred import Deferred, _value_of, current_tape, make_subclass, record, wrap
 from torch_fastinit.replay import outside
 from torch_fastinit.tape import Storage, Tape, Value
 
@@ -153,10 +154,16 @@ def _redirect(name: str, function: Any) -> types.CodeType:
 _codes = {name: (function.__code__, _redirect(name, function)) for name, (function, _) in _INTERCEPTED.items()}
 
 
+_make_subclass = torch.Tensor._make_subclass
+
+
 def _switch(change: int) -> None:
     global _alive
     with _lock:
         _alive += change
+        torch.Tensor._make_subclass = (  # type: ignore[method-assign]
+            staticmethod(functools.partial(make_subclass, _make_subclass)) if _alive else _make_subclass
+        )
         for name, (function, _) in _INTERCEPTED.items():
             function.__code__ = _codes[name][_alive > 0]
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from torch_fastinit.builder import Builder, TorchBuilder, unwritten_elements
-from torch_fastinit.deferred import Deferred
+from torch_fastinit.deferred import Deferred, set_class
 from torch_fastinit.planner import DtypeRule, Work, make_plan, own_draws, streams_of, targets_of
 from torch_fastinit.replay import outside
 from torch_fastinit.stream import draw_seed, to_signed
@@ -138,8 +138,9 @@ def _finished(old: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """``real`` with the class, the attributes and ``requires_grad`` of the deferred tensor ``old``."""
     attributes = dict(old.__dict__)
     del attributes["_value"]
-    if attributes.pop("_is_param", False):
-        real = torch.Tensor._make_subclass(torch.nn.Parameter, real, old.requires_grad)
+    cls = torch.nn.Parameter if attributes.pop("_is_param", False) else getattr(old, "_eager_class", None)
+    if cls is not None:
+        real = torch.Tensor._make_subclass(cls, real, old.requires_grad)
     elif old.requires_grad:
         real = real.detach().requires_grad_()
     elif real._is_view():
@@ -154,7 +155,8 @@ def _swap(old: torch.Tensor, new: torch.Tensor) -> None:
     old_class, new_class = type(old), type(new)
     old_dict, new_dict = old.__dict__, new.__dict__
     torch._C._swap_tensor_impl(old, new)
-    old.__class__, new.__class__ = new_class, old_class
+    set_class(old, new_class)
+    set_class(new, old_class)
     old.__dict__, new.__dict__ = new_dict, old_dict
     if hooks is not None:
         old._backward_hooks = hooks

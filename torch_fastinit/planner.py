@@ -401,7 +401,8 @@ def make_plan(
                 continue
             value = tensor._value
             storage = value.storage
-            wanted = tensor.dtype if dtype is None else result_dtype(dtype, target.name, tensor)
+            shadow = value.shadow
+            wanted = shadow.dtype if dtype is None else result_dtype(dtype, target.name, tensor)
             where = device or storage.device
             if storage.shared is not None:
                 works.append(Work(target, value, wanted, where, None, "shared", ""))
@@ -409,20 +410,20 @@ def make_plan(
             steps = cache.get(storage)
             if steps is None:
                 steps = cache[storage] = fill_steps(storage)
-            if not steps and not storage.writes and tensor.numel() > 0:
+            if not steps and not storage.writes and shadow.numel() > 0:
                 how = "unwritten" if target.role == "parameter" else "zeros"
                 works.append(Work(target, value, wanted, where, [], how, "nothing writes it"))
                 continue
             if isinstance(steps, str):
                 works.append(Work(target, value, wanted, where, None, "replayed", steps))
-            elif wanted is tensor.dtype:
+            elif wanted is shadow.dtype:
                 works.append(Work(target, value, wanted, where, steps, "one pass", ""))
             else:
-                casts = [cast_step(step, wanted) if step.dtype is tensor.dtype else None for step in steps]
+                casts = [cast_step(step, wanted) if step.dtype is shadow.dtype else None for step in steps]
                 if value.whole and None not in casts:
                     works.append(Work(target, value, wanted, where, casts, "one pass", ""))  # type: ignore[arg-type]
                 else:
-                    why = f"cast to {_short(wanted)} after {_short(tensor.dtype)}"
+                    why = f"cast to {_short(wanted)} after {_short(shadow.dtype)}"
                     works.append(Work(target, value, wanted, where, None, "replayed", why))
     return works
 
@@ -462,7 +463,7 @@ def plan(
     rows = []
     for target in targets:
         work = works.get(id(target.tensor))
-        tensor = target.tensor
+        tensor = target.tensor if work is None else work.value.shadow
         if work is None:
             how = "meta" if tensor.is_meta else "kept"
             row = Row(target.name, tuple(tensor.shape), tensor.dtype, tensor.device, "", tensor.nbytes, how)

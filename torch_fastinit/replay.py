@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, clock, live_writes, transform
 
-__all__ = ["Replay", "allocate", "closure", "evaluate", "freeze", "outside", "poisoned"]
+__all__ = ["Replay", "allocate", "closure", "evaluate", "freeze", "outside", "poisoned", "private_state"]
 
 #: Read values up to this size are kept, so that reading them again costs nothing.
 CACHE_BYTES = 1 << 20

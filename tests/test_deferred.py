@@ -1,0 +1,332 @@
+"""One case for each thing that constructors do, each compared with eager construction (parity mode bit for bit)."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.init import dirac_, orthogonal_, sparse_, trunc_normal_
+from torch.nn.utils import parametrizations, parametrize
+
+import torch_fastinit as fastinit
+
+
+class Case(nn.Module):
+    """A module whose constructor is a function."""
+
+    def __init__(self, construct):
+        super().__init__()
+        construct(self)
+
+
+CASES = {}
+
+
+def case(construct):
+    CASES[construct.__name__] = construct
+    return construct
+
+
+@case
+def reads_values(m):
+    rates = torch.linspace(0, 0.3, 4)
+    m.layers = nn.ModuleList(nn.Dropout(rate.item()) for rate in rates)
+    m.more = nn.ModuleList(nn.Linear(4, int(n)) for n in torch.arange(1, 4).tolist())
+    m.x = nn.Parameter(torch.full((4,), float(rates.sum())))
+    if (rates > 0.2).any() and bool(torch.equal(rates, rates.clone())) and rates[1] < rates[2]:
+        m.y = nn.Parameter(torch.ones(len([r for r in rates if r > 0])))
+    m.text = f"{rates[3]:.2f} {rates} {m.x}"
+
+
+@case
+def reads_random_values(m):
+    noise = torch.randn(64)
+    m.w = nn.Parameter(torch.randn(64, 64))
+    m.x = nn.Parameter(noise * noise.std().item())
+    m.y = nn.Parameter(torch.full((3,), m.w[0, 0].item()))
+    m.z = nn.Parameter(torch.randn(8))
+    m.order = torch.randperm(10).tolist()
+    m.u = nn.Parameter(torch.rand(64) + len(m.order))
+
+
+@case
+def numpy_drives(m):
+    position = np.arange(16)[:, None] / np.power(10000, np.arange(8)[None] / 8)
+    table = torch.zeros(16, 8)
+    table[:, 0:4] = torch.FloatTensor(np.sin(position[:, 0::2]))
+    table[:, 4:8] = torch.from_numpy(np.cos(position[:, 1::2])).float()
+    m.table = nn.Parameter(table, requires_grad=False)
+    weight = np.ones((3, 3), dtype=np.float32)
+    m.register_buffer("copied", torch.from_numpy(weight) * 2)
+    m.register_buffer("aliased", torch.from_numpy(weight))
+    m.register_buffer("made", torch.as_tensor(weight[0]).clone())
+    weight[:] = 7
+    m.register_buffer("from_values", torch.tensor(torch.arange(5).numpy() * 2))
+    out = torch.zeros(5)
+    out.numpy()[:] = np.arange(5)
+    m.register_buffer("written", out)
+    m.register_buffer("derived", out + 1)
+
+
+@case
+def captures_what_comes_from_outside(m):
+    m.a = nn.Parameter(OUTSIDE * 2)
+    m.b = nn.Parameter(OUTSIDE.clone())
+    m.c = nn.Linear(3, 3)
+    m.c.weight.data.copy_(OUTSIDE[:, None] @ OUTSIDE[None])
+    m.register_buffer("same", OUTSIDE)
+
+
+OUTSIDE = torch.arange(3.0)
+
+
+@case
+def views_and_slices(m):
+    m.embed = nn.Embedding(10, 6, padding_idx=2)
+    m.embed.weight.data[4].zero_()
+    m.w = nn.Parameter(torch.empty(6, 12))
+    q, k, v = m.w.data.chunk(3, dim=1)
+    nn.init.normal_(q)
+    nn.init.uniform_(k)
+    v.copy_(q)
+    v.t()[1:3].mul_(2)
+    with torch.no_grad():
+        m.w[0, :2] = torch.tensor([1.0, 2.0])
+        m.w[m.w > 1.5] = 1.5
+        m.w.view(-1)[::7].add_(1)
+        m.w[[1, 2], 3] = 0.25
+    m.strided = nn.Parameter(torch.randn(6, 4).t())
+
+
+@case
+def in_place_arithmetic(m):
+    m.w = nn.Parameter(torch.empty(8, 8).normal_().mul_(0.02).add_(1.0))
+    m.v = nn.Parameter(torch.empty(8, 8).uniform_(-1, 1).clamp_(-0.5, 0.5))
+    with torch.no_grad():
+        m.w /= 3
+        m.w += torch.eye(8)
+        m.v **= 2
+
+
+@case
+def data_assignment(m):
+    m.a = nn.Linear(8, 8)
+    m.a.weight.data = torch.randn(8, 8) * 0.1
+    m.b = nn.Linear(8, 8)
+    m.b.weight.data = m.a.weight.data
+    m.b.weight.data[0] = 5.0
+    m.a.bias.data = torch.zeros(8, dtype=torch.float64)
+
+
+@case
+def copies_between_parameters(m):
+    m.a, m.b = nn.Linear(8, 8), nn.Linear(8, 8)
+    m.b.load_state_dict(m.a.state_dict())
+    with torch.no_grad():
+        m.a.weight.add_(1)
+        m.a.bias.copy_(m.b.bias)
+
+
+@case
+def cat_and_stack(m):
+    m.a = nn.Parameter(torch.cat([torch.zeros(2, 4), torch.randn(3, 4), torch.ones(1, 4)]))
+    m.b = nn.Parameter(torch.stack([torch.rand(4) for _ in range(3)]))
+    m.c = nn.Parameter(torch.einsum("ij,kj->ik", m.a.data, m.b.data))
+
+
+@case
+def plain_attributes(m):
+    m.plain = torch.randn(5) * 2
+    m.listed = [torch.randn(3), {"x": torch.ones(2)}, (torch.zeros(1),)]
+    m.w = nn.Parameter(torch.zeros(2))
+
+
+@case
+def deepcopies(m):
+    layer = nn.Linear(6, 6)
+    layer.weight.flavour = "kept"
+    layer.tied = layer.weight
+    m.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(3))
+    nn.init.normal_(m.layers[1].weight)
+    m.last = copy.deepcopy(m.layers)
+
+
+@case
+def casts(m):
+    m.a = nn.Linear(8, 8).to(torch.bfloat16)
+    m.b = nn.Linear(8, 8).half()
+    m.c = nn.Embedding(16, 8).to(torch.bfloat16)
+    m.d = nn.LayerNorm(8).double()
+    m.e = nn.Parameter(torch.randn(8, 8).to(torch.float16).float())
+    m.f = nn.Parameter(torch.randn(4, 4, dtype=torch.complex64))
+    m.g = nn.Parameter(torch.view_as_real(torch.polar(torch.ones(3), torch.arange(3.0))))
+
+
+@case
+def default_dtype_and_device(m):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        m.a = nn.Linear(4, 4)
+        m.b = nn.Parameter(torch.arange(4) / 3)
+        m.c = nn.Parameter(torch.zeros(2))
+    finally:
+        torch.set_default_dtype(before)
+    with torch.device("cpu"):
+        m.d = nn.Linear(4, 4)
+        m.e = nn.Parameter(torch.tensor([1.0, 2.0]))
+    assert m.d.weight.device.type == "cpu"
+    assert not m.d.weight.is_meta
+
+
+@case
+def parametrized(m):
+    class Symmetric(nn.Module):
+        def forward(self, x):
+            return x.triu() + x.triu(1).transpose(-1, -2)
+
+    m.a = nn.Linear(5, 5)
+    parametrize.register_parametrization(m.a, "weight", Symmetric())
+    m.b = parametrizations.weight_norm(nn.Linear(5, 4))
+    m.c = parametrizations.spectral_norm(nn.Linear(5, 4))
+    m.d = parametrizations.orthogonal(nn.Linear(5, 5))
+
+
+@case
+def old_norms(m):
+    with_warnings = nn.utils.weight_norm
+    m.a = with_warnings(nn.Conv1d(4, 4, 3, padding=1))
+    m.b = nn.utils.spectral_norm(nn.Linear(5, 4))
+
+
+@case
+def lazy_layers(m):
+    m.lazy = nn.LazyLinear(4)
+    m.conv = nn.LazyConv2d(3, 3)
+    m.norm = nn.LazyBatchNorm2d()
+    m.copied = copy.deepcopy(m.lazy)
+    m.run = nn.Sequential(nn.LazyLinear(5), nn.LazyBatchNorm1d())
+    m.run(torch.ones(2, 3))
+
+
+@case
+def early_bound_initialisers(m):
+    m.a = nn.Parameter(trunc_normal_(torch.empty(32, 32), std=0.5, a=-0.6, b=0.7))
+    m.b = nn.Parameter(orthogonal_(torch.empty(8, 4), gain=2.0))
+    m.c = nn.Parameter(orthogonal_(torch.empty(4, 8)))
+    m.d = nn.Parameter(sparse_(torch.empty(20, 6), sparsity=0.3, std=0.5))
+    m.e = nn.Parameter(dirac_(torch.empty(4, 2, 3), groups=2))
+    m.f = nn.Parameter(nn.init.eye_(torch.empty(4, 5)))
+    m.g = nn.Parameter(trunc_normal_(torch.empty(64), mean=5.0, std=1.0, a=-1.0, b=6.0))
+    m.h = nn.Parameter(torch.zeros(5, 5))
+    nn.init.xavier_normal_(m.h, gain=nn.init.calculate_gain("relu"))
+    nn.init.kaiming_normal_(m.h.data.t())
+
+
+@case
+def other_distributions(m):
+    m.a = nn.Parameter(torch.empty(200).exponential_(2.0))
+    m.b = nn.Parameter(torch.bernoulli(torch.full((50,), 0.3)))
+    m.register_buffer("c", torch.randint(0, 100, (300,)))
+    m.register_buffer("d", torch.randperm(300))
+    m.register_buffer("e", torch.multinomial(torch.ones(20), 300, replacement=True))
+    m.f = nn.Parameter(torch.empty(100).log_normal_())
+    m.g = nn.Parameter(torch.normal(torch.zeros(100), torch.ones(100)))
+    m.h = nn.Parameter(nn.functional.dropout(torch.ones(100), 0.5))
+    m.i = nn.Parameter(torch.rand(100, dtype=torch.float64) + torch.rand_like(m.a[:100], dtype=torch.float64))
+
+
+@case
+def draws_that_nothing_keeps(m):
+    nn.Linear(10, 10)
+    torch.randn(7)
+    torch.empty(0).normal_()
+    m.a = nn.Linear(3, 3)
+    nn.init.normal_(m.a.weight)
+    torch.randn(5).sum()
+    m.b = nn.Linear(3, 3)
+
+
+@case
+def seeds_inside(m):
+    m.before = nn.Parameter(torch.randn(5))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        m.seeded = nn.Parameter(torch.randn(5))
+        torch.randn(3)
+        m.seeded_too = nn.Linear(3, 3)
+    m.after = nn.Parameter(torch.randn(5))
+    state = torch.get_rng_state()
+    m.again = nn.Parameter(torch.randn(5))
+    torch.set_rng_state(state)
+    m.repeated = nn.Parameter(torch.randn(5))
+
+
+@case
+def own_generator(m):
+    generator = torch.Generator().manual_seed(11)
+    m.a = nn.Parameter(torch.randn(5, generator=generator))
+    m.b = nn.Parameter(torch.empty(4, 4).uniform_(generator=generator))
+    m.c = nn.Parameter(nn.init.trunc_normal_(torch.empty(50), generator=generator))
+    m.register_buffer("d", torch.randperm(9, generator=generator))
+    m.e = nn.Parameter(nn.init.sparse_(torch.empty(6, 1), 0.0, generator=generator))
+
+
+@case
+def fastinit_inside(m):
+    m.a = nn.Parameter(fastinit.init.normal_(torch.empty(64, 64)))
+    m.b = nn.Parameter(fastinit.init.trunc_normal_(torch.empty(64, 64), std=0.02))
+    m.c = nn.Parameter(fastinit.init.kaiming_uniform_(torch.empty(64, 64)))
+    m.d = nn.Parameter(fastinit.init.eye_(torch.empty(6, 6)))
+    m.e = nn.Parameter(fastinit.init.dirac_(torch.empty(6, 6, 3)))
+    m.f = nn.Parameter(fastinit.init.constant_(torch.empty(6), 0.3))
+    m.g = nn.Parameter(fastinit.init.sparse_(torch.empty(40, 8), 0.5))
+    m.h = nn.Parameter(fastinit.init.orthogonal_(torch.empty(8, 8)))
+
+
+@case
+def metadata_in_place(m):
+    w = torch.randn(3, 4)
+    w.t_()
+    w.unsqueeze_(0)
+    m.w = nn.Parameter(w)
+    r = torch.ones(2)
+    r.resize_(6)
+    r[2:] = 3
+    m.r = nn.Parameter(r)
+    m.e = nn.Parameter(torch.randn(3, 1).expand(3, 4).contiguous())
+
+
+@case
+def data_dependent_shapes(m):
+    x = torch.arange(10)
+    m.register_buffer("chosen", x[x % 3 == 0])
+    m.register_buffer("where", torch.nonzero(x > 6))
+    m.register_buffer("unique", torch.unique(torch.tensor([3, 1, 3, 2])))
+    m.register_buffer("repeated", torch.repeat_interleave(torch.tensor([1, 2]), torch.tensor([2, 3])))
+
+
+@case
+def other_layouts(m):
+    m.conv = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+    m.p = nn.Parameter(torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last))
+    m.q = nn.Parameter(torch.empty_strided((3, 4), (1, 3)).normal_())
+    m.shared = torch.zeros(8)
+    m.half1, m.half2 = nn.Parameter(m.shared[:4]), nn.Parameter(m.shared[4:])
+    nn.init.normal_(m.half2)
+
+
+@case
+def foreach(m):
+    tensors = [torch.randn(3), torch.ones(2)]
+    torch._foreach_mul_(tensors, 2.0)
+    m.a, m.b = (nn.Parameter(t) for t in torch._foreach_add(tensors, 1.0))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning", "ignore:Lazy modules:UserWarning")
+def test_construct(name, same_as_eager):
+    same_as_eager(lambda: Case(CASES[name]))
