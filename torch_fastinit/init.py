@@ -661,6 +661,8 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | No
         return tensor
     if tensor.dtype not in _QR_DTYPE:
         raise NotImplementedError(f"orthogonal_ is not implemented for {tensor.dtype}")
+    if not torch.compiler.is_compiling():
+        refuse_inference_update(tensor)
     rows = tensor.size(0)
     columns = tensor.numel() // rows
     with torch.no_grad():

@@ -1,0 +1,216 @@
+"""The two custom ops: what torch's machinery asks of them, and the manners of the Python side."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
+
+from torch_fastinit import init, ops
+from torch_fastinit.initializers import Bits, Constant, Dirac, Eye, Kind, Normal, Sparse, TruncatedNormal, Uniform
+from torch_fastinit.ops import Fill, Region
+from torch_fastinit.stream import draw_stream
+
+fill_op = torch.ops.fastinit.fill_.default
+batch_op = torch.ops.fastinit.fill_batch_.default
+
+MATRICES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "uniform_": init.uniform_,
+    "normal_": init.normal_,
+    "trunc_normal_": init.trunc_normal_,
+    "xavier_uniform_": init.xavier_uniform_,
+    "kaiming_normal_": init.kaiming_normal_,
+    "lecun_normal_": init.lecun_normal_,
+    "orthogonal_": init.orthogonal_,
+    "sparse_": lambda t: init.sparse_(t, 0.5),
+    "eye_": init.eye_,
+    "constant_": lambda t: init.constant_(t, 2.0),
+}
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_of_the_eager_op(requires_grad: bool) -> None:
+    t = torch.empty(5, 4, requires_grad=requires_grad)
+    opcheck(fill_op, (t, int(Kind.UNIFORM), [-1.0, 1.0]))
+    opcheck(fill_op, (t, int(Kind.NORMAL), [0.0, 1.0]), {"generator": None})
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_of_the_batch_op(requires_grad: bool) -> None:
+    tensors = [torch.empty(5, 4, requires_grad=requires_grad), torch.empty(3, dtype=torch.bfloat16)]
+    recipe = [Kind.NORMAL, 1, 2, 2, 0, Kind.UNIFORM, 3, 4, 2, 1, 10, 7]
+    opcheck(batch_op, (tensors, [int(x) for x in recipe], [0.0, 1.0, -1.0, 1.0]))
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_compiled_fill_equals_eager(name: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(MATRICES[name], fullgraph=True, backend="aot_eager")
+    eager, t, leaf = torch.zeros(6, 5), torch.zeros(6, 5), torch.nn.Parameter(torch.zeros(6, 5))
+    torch.manual_seed(3)
+    MATRICES[name](eager)
+    torch.manual_seed(3)
+    version = t._version
+    result = compiled(t)
+    assert torch.equal(t, eager)
+    assert torch.equal(result, eager)
+    assert t._version > version
+    compiled(leaf)
+    assert leaf.is_leaf
+    assert leaf.requires_grad
+    assert bool(leaf.any())
+
+
+def test_compiled_fills_are_neither_merged_nor_dropped() -> None:
+    torch._dynamo.reset()
+
+    def two() -> tuple[torch.Tensor, torch.Tensor]:
+        a, b = torch.empty(8), torch.empty(8)
+        init.normal_(a)
+        init.normal_(b)
+        return a, b + 1
+
+    torch.manual_seed(0)
+    a, b = two()
+    torch.manual_seed(0)
+    x, y = torch.compile(two, fullgraph=True, backend="aot_eager")()
+    assert torch.equal(a, x)
+    assert torch.equal(b, y)
+    assert not torch.equal(x, y - 1)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_fake_tensors(name: str) -> None:
+    state = torch.get_rng_state()
+    with FakeTensorMode():
+        t = torch.empty(4, 3)
+        assert MATRICES[name](t) is t
+        assert t.shape == (4, 3)
+        assert type(t).__name__ == "FakeTensor"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_inference_mode(name: str) -> None:
+    normal = torch.full((4, 4), 7.0)
+    with torch.inference_mode():
+        inference = MATRICES[name](torch.full((4, 4), 7.0))
+        MATRICES[name](normal)
+    assert inference.is_inference()
+    assert not bool((inference == 7).any())
+    assert not bool((normal == 7).any())
+    before = inference.clone()
+    with pytest.raises(RuntimeError, match="inference tensor"):
+        MATRICES[name](inference)
+    assert torch.equal(inference, before)
+
+
+def test_threads_draw_as_one_would() -> None:
+    """Fills in eight threads, each with its own generator, give what they give in one."""
+
+    def run(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.stack([init.normal_(torch.empty(16), generator=generator) for _ in range(50)])
+
+    results: dict[int, torch.Tensor] = {}
+    threads = [threading.Thread(target=lambda s=s: results.__setitem__(s, run(s))) for s in range(8)]  # type: ignore[misc]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for s in range(8):
+        assert torch.equal(results[s], run(s))
+
+
+def test_batch_of_everything() -> None:
+    kinds: list[tuple[Any, torch.dtype]] = [
+        (Uniform(-1.0, 1.0), torch.bfloat16),
+        (Normal(0.0, 0.02), torch.complex64),
+        (TruncatedNormal(), torch.float64),
+        (Constant(2.5), torch.float16),
+        (Constant(-3), torch.int64),
+        (Eye(), torch.float32),
+        (Sparse(0.5, 1.0), torch.float32),
+        (Bits(5), torch.int32),
+    ]
+    fills = [Fill(torch.zeros(6, 4, dtype=d), i, seed=9, stream=n) for n, (i, d) in enumerate(kinds)]
+    ops.fill(fills)
+    for n, f in enumerate(fills):
+        alone = torch.zeros_like(f.tensor)
+        ops.fill([Fill(alone, f.initializer, seed=9, stream=n)])
+        assert torch.equal(alone, f.tensor)
+        assert bool(alone.any())
+    dirac = torch.empty(4, 2, 3)
+    ops.fill([Fill(dirac, Dirac(2))])
+    assert torch.equal(dirac, torch.nn.init.dirac_(torch.empty(4, 2, 3), 2))
+    ops.fill([])
+
+
+@pytest.mark.parametrize("initializer", [Uniform(), Normal(), TruncatedNormal(), Sparse(0.5), Eye()], ids=str)
+def test_region_is_a_part_of_the_whole(initializer: Any) -> None:
+    whole, part = torch.empty(9, 7), torch.empty(4, 3)
+    ops.fill([Fill(whole, initializer, 1, 2)])
+    ops.fill([Fill(part, initializer, 1, 2, Region((9, 7), (3, 2)))])
+    assert torch.equal(part, whole[3:7, 2:5])
+
+
+def test_region_of_a_complex_tensor() -> None:
+    whole, part = torch.empty(9, 7, dtype=torch.complex64), torch.empty(4, 3, dtype=torch.complex64)
+    ops.fill([Fill(whole, Normal(), 1, 2)])
+    ops.fill([Fill(part, Normal(), 1, 2, Region((9, 7), (3, 2)))])
+    assert torch.equal(part, whole[3:7, 2:5])
+
+
+def test_second_draw_of_a_sparse_fill() -> None:
+    """Its stream places the zeros, and no value depends on it; the default is what an eager fill takes."""
+    a, b, c = torch.empty(30, 8), torch.empty(30, 8), torch.empty(30, 8)
+    ops.fill([Fill(a, Sparse(0.5), 1, 2), Fill(b, Sparse(0.5), 1, 2, second=draw_stream(2, 1))])
+    ops.fill([Fill(c, Sparse(0.5), 1, 2, second=3)])
+    assert torch.equal(a, b)
+    assert not torch.equal(a == 0, c == 0)
+    both = (a != 0) & (c != 0)
+    assert bool(both.any())
+    assert torch.equal(a[both], c[both])
+
+
+def test_eager_fill_is_draw_0_of_stream_0() -> None:
+    for initializer in (Normal(), Sparse(0.5)):
+        eager, explicit = torch.empty(8, 8), torch.empty(8, 8)
+        ops.fill_one(eager, initializer, torch.Generator().manual_seed(4))
+        seed = torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=torch.Generator().manual_seed(4))
+        ops.fill([Fill(explicit, initializer, int(seed), 0)])
+        assert torch.equal(eager, explicit)
+
+
+@pytest.mark.parametrize("initializer", [Normal(), Constant(1.0), Eye(), Bits()], ids=str)
+def test_overlap_is_refused_in_a_batch(initializer: Any) -> None:
+    dtype = torch.int32 if isinstance(initializer, Bits) else torch.float32
+    fine, expanded = torch.full((3, 3), 7, dtype=dtype), torch.zeros(3, 1, dtype=dtype).expand(3, 3)
+    with pytest.raises(RuntimeError, match=r"more than one element.*\(3, 3\)"):
+        ops.fill([Fill(fine, initializer), Fill(expanded, initializer)])
+    assert bool((fine == 7).all())
+    assert not bool(expanded.any())
+    ops.fill([Fill(torch.zeros(1, 3, dtype=dtype).expand(1, 3), initializer)])  # a dimension of 1 repeats nothing
+
+
+@pytest.mark.parametrize("initializer", [Normal(), Eye(), Sparse(0.5), Bits()], ids=str)
+def test_dtype_is_refused_in_a_batch(initializer: Any) -> None:
+    with pytest.raises(NotImplementedError, match=r"torch\.int64"):
+        ops.fill([Fill(torch.zeros(3, 3, dtype=torch.int64), initializer)])
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, float("nan"), False, 1, 3.7, 1 + 2j])
+def test_constant_is_what_fill_writes(value: complex) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float8_e5m2, torch.complex64, torch.int64, torch.bool):
+        if isinstance(value, complex) != dtype.is_complex:
+            continue
+        if value != value and not dtype.is_floating_point:
+            continue
+        t = torch.empty(5, dtype=dtype)
+        ops.fill([Fill(t, Constant(value))])
+        assert t.view(torch.uint8).tolist() == torch.empty(5, dtype=dtype).fill_(value).view(torch.uint8).tolist()
