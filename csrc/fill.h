@@ -55,7 +55,7 @@ struct Fill {
   int64_t strides[kMaxDims];  // in memory, in elements
   int64_t jumps[kMaxDims];    // in the logical index
   uint64_t first;             // logical index of the region's first element
-  uint64_t first_block;       // of raw bits: the block where index 0 lies (a multiple of 16)
+  uint64_t first_block;       // of raw bits: the block where index 0 lies (a multiple of 32)
   uint64_t seed, stream;      // of a random fill
   uint64_t pattern[2];        // of a constant (or of diagonals' ones): the bytes of an element
   union {

@@ -1,7 +1,7 @@
 // The operations that the rest is written in, over one lane type: F holds floats, U 32-bit words, Mask truth values.
-// A lane is a scalar (CUDA, fallback) or a vector (AVX2, AVX-512); each operation is one IEEE or integer operation per
-// element and gives the same bits on every instruction set. Include it once per translation unit, with FASTINIT_ISA
-// set.
+// A lane is a scalar (CUDA, fallback) or two vector registers (AVX2, AVX-512); each operation is one IEEE or integer
+// operation per element and gives the same bits on every instruction set. Include it once per translation unit, with
+// FASTINIT_ISA set.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -30,6 +30,8 @@ namespace fastinit {
 namespace FASTINIT_ISA {
 
 #if defined(FASTINIT_LANE_AVX512)
+
+namespace one {
 
 using F = __m512;
 using U = __m512i;
@@ -88,23 +90,36 @@ FASTINIT_FN bool any(Mask m) { return m != 0; }
 FASTINIT_FN U order32() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
 FASTINIT_FN U order16() { return _mm512_setr_epi32(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15); }
 FASTINIT_FN U order8() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+template <bool stream>
+FASTINIT_FN void put(U* to, U x) {
+  stream ? _mm512_stream_si512(to, x) : _mm512_storeu_si512(to, x);
+}
+template <bool stream>
 FASTINIT_FN void store32(void* to, const U e[4]) {
   const U a = _mm512_unpacklo_epi32(e[0], e[1]), b = _mm512_unpacklo_epi32(e[2], e[3]);
   const U c = _mm512_unpackhi_epi32(e[0], e[1]), d = _mm512_unpackhi_epi32(e[2], e[3]);
   U* p = static_cast<U*>(to);
-  _mm512_storeu_si512(p + 0, _mm512_unpacklo_epi64(a, b));
-  _mm512_storeu_si512(p + 1, _mm512_unpackhi_epi64(a, b));
-  _mm512_storeu_si512(p + 2, _mm512_unpacklo_epi64(c, d));
-  _mm512_storeu_si512(p + 3, _mm512_unpackhi_epi64(c, d));
+  put<stream>(p + 0, _mm512_unpacklo_epi64(a, b));
+  put<stream>(p + 1, _mm512_unpackhi_epi64(a, b));
+  put<stream>(p + 2, _mm512_unpacklo_epi64(c, d));
+  put<stream>(p + 3, _mm512_unpackhi_epi64(c, d));
 }
+template <bool stream>
 FASTINIT_FN void store16(void* to, U e01, U e23) {
   U* p = static_cast<U*>(to);
-  _mm512_storeu_si512(p + 0, _mm512_unpacklo_epi32(e01, e23));
-  _mm512_storeu_si512(p + 1, _mm512_unpackhi_epi32(e01, e23));
+  put<stream>(p + 0, _mm512_unpacklo_epi32(e01, e23));
+  put<stream>(p + 1, _mm512_unpackhi_epi32(e01, e23));
 }
-FASTINIT_FN void store8(void* to, U e0123) { _mm512_storeu_si512(to, e0123); }
+template <bool stream>
+FASTINIT_FN void store8(void* to, U e0123) {
+  put<stream>(static_cast<U*>(to), e0123);
+}
+
+}  // namespace one
 
 #elif defined(FASTINIT_LANE_AVX2)
+
+namespace one {
 
 using F = __m256;
 using U = __m256i;
@@ -161,21 +176,32 @@ FASTINIT_FN bool any(Mask m) { return !_mm256_testz_si256(m, m); }
 FASTINIT_FN U order32() { return _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7); }
 FASTINIT_FN U order16() { return _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7); }
 FASTINIT_FN U order8() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+template <bool stream>
+FASTINIT_FN void put(U* to, U x) {
+  stream ? _mm256_stream_si256(to, x) : _mm256_storeu_si256(to, x);
+}
+template <bool stream>
 FASTINIT_FN void store32(void* to, const U e[4]) {
   const U a = _mm256_unpacklo_epi32(e[0], e[1]), b = _mm256_unpacklo_epi32(e[2], e[3]);
   const U c = _mm256_unpackhi_epi32(e[0], e[1]), d = _mm256_unpackhi_epi32(e[2], e[3]);
   U* p = static_cast<U*>(to);
-  _mm256_storeu_si256(p + 0, _mm256_unpacklo_epi64(a, b));
-  _mm256_storeu_si256(p + 1, _mm256_unpackhi_epi64(a, b));
-  _mm256_storeu_si256(p + 2, _mm256_unpacklo_epi64(c, d));
-  _mm256_storeu_si256(p + 3, _mm256_unpackhi_epi64(c, d));
+  put<stream>(p + 0, _mm256_unpacklo_epi64(a, b));
+  put<stream>(p + 1, _mm256_unpackhi_epi64(a, b));
+  put<stream>(p + 2, _mm256_unpacklo_epi64(c, d));
+  put<stream>(p + 3, _mm256_unpackhi_epi64(c, d));
 }
+template <bool stream>
 FASTINIT_FN void store16(void* to, U e01, U e23) {
   U* p = static_cast<U*>(to);
-  _mm256_storeu_si256(p + 0, _mm256_unpacklo_epi32(e01, e23));
-  _mm256_storeu_si256(p + 1, _mm256_unpackhi_epi32(e01, e23));
+  put<stream>(p + 0, _mm256_unpacklo_epi32(e01, e23));
+  put<stream>(p + 1, _mm256_unpackhi_epi32(e01, e23));
 }
-FASTINIT_FN void store8(void* to, U e0123) { _mm256_storeu_si256(static_cast<U*>(to), e0123); }
+template <bool stream>
+FASTINIT_FN void store8(void* to, U e0123) {
+  put<stream>(static_cast<U*>(to), e0123);
+}
+
+}  // namespace one
 
 #else
 
@@ -273,13 +299,106 @@ FASTINIT_FN U order32() { return 0; }
 FASTINIT_FN U order16() { return 0; }
 FASTINIT_FN U order8() { return 0; }
 #ifndef __CUDACC__
-FASTINIT_FN void store32(void* to, const U e[4]) { memcpy(to, e, 16); }
+template <bool>
+FASTINIT_FN void store32(void* to, const U e[4]) {
+  memcpy(to, e, 16);
+}
+template <bool>
 FASTINIT_FN void store16(void* to, U e01, U e23) {
   const U e[2] = {e01, e23};
   memcpy(to, e, 8);
 }
-FASTINIT_FN void store8(void* to, U e0123) { memcpy(to, &e0123, 4); }
+template <bool>
+FASTINIT_FN void store8(void* to, U e0123) {
+  memcpy(to, &e0123, 4);
+}
+FASTINIT_FN void fence() {}
 #endif
+
+#endif
+
+#if defined(FASTINIT_LANE_AVX512) || defined(FASTINIT_LANE_AVX2)
+
+// A lane is two registers: each operation is done on both, side by side, because one chain of Philox rounds is mostly
+// waiting, and a processor does not look far enough ahead to find the next one by itself.
+constexpr int kLanes = 2 * one::kLanes;
+struct U {
+  one::U a, b;
+};
+struct F {
+  one::F a, b;
+};
+struct Mask {
+  one::Mask a, b;
+};
+
+FASTINIT_FN U splat(uint32_t x) { return {one::splat(x), one::splat(x)}; }
+FASTINIT_FN F splat(float x) { return {one::splat(x), one::splat(x)}; }
+
+#define FASTINIT_BOTH_1(R, op, A) \
+  FASTINIT_FN R op(A x) { return {one::op(x.a), one::op(x.b)}; }
+#define FASTINIT_BOTH_2(R, op, A, B) \
+  FASTINIT_FN R op(A x, B y) { return {one::op(x.a, y.a), one::op(x.b, y.b)}; }
+#define FASTINIT_BOTH_3(R, op, A, B, C) \
+  FASTINIT_FN R op(A x, B y, C z) { return {one::op(x.a, y.a, z.a), one::op(x.b, y.b, z.b)}; }
+#define FASTINIT_BOTH_SHIFT(op)                \
+  template <int n>                             \
+  FASTINIT_FN U op(U x) {                      \
+    return {one::op<n>(x.a), one::op<n>(x.b)}; \
+  }
+FASTINIT_BOTH_1(U, bits, F)
+FASTINIT_BOTH_1(F, from_bits, U)
+FASTINIT_BOTH_2(U, add, U, U)
+FASTINIT_BOTH_2(U, sub, U, U)
+FASTINIT_BOTH_2(U, bit_and, U, U)
+FASTINIT_BOTH_2(U, bit_or, U, U)
+FASTINIT_BOTH_2(U, bit_xor, U, U)
+FASTINIT_BOTH_3(U, xor3, U, U, U)
+FASTINIT_BOTH_SHIFT(shl)
+FASTINIT_BOTH_SHIFT(shr)
+FASTINIT_BOTH_SHIFT(sar)
+FASTINIT_FN void mul_wide(U x, uint32_t y, U& hi, U& lo) {
+  one::mul_wide(x.a, y, hi.a, lo.a);
+  one::mul_wide(x.b, y, hi.b, lo.b);
+}
+FASTINIT_BOTH_1(F, to_float, U)
+FASTINIT_BOTH_2(F, add, F, F)
+FASTINIT_BOTH_2(F, mul, F, F)
+FASTINIT_BOTH_3(F, fma, F, F, F)
+FASTINIT_BOTH_1(F, sqrt, F)
+FASTINIT_BOTH_2(F, min, F, F)
+FASTINIT_BOTH_2(F, max, F, F)
+FASTINIT_BOTH_2(Mask, greater, U, U)
+FASTINIT_BOTH_2(Mask, greater, F, F)
+FASTINIT_BOTH_1(Mask, is_nan, F)
+FASTINIT_BOTH_3(U, select, Mask, U, U)
+FASTINIT_BOTH_3(F, select, Mask, F, F)
+FASTINIT_FN bool any(Mask m) { return one::any(m.a) || one::any(m.b); }
+
+// The second register's blocks follow the first's.
+FASTINIT_FN U after(one::U order) { return {order, one::add(order, one::splat(uint32_t{one::kLanes}))}; }
+FASTINIT_FN U order32() { return after(one::order32()); }
+FASTINIT_FN U order16() { return after(one::order16()); }
+FASTINIT_FN U order8() { return after(one::order8()); }
+template <bool stream>
+FASTINIT_FN void store32(void* to, const U e[4]) {
+  const one::U first[4] = {e[0].a, e[1].a, e[2].a, e[3].a}, second[4] = {e[0].b, e[1].b, e[2].b, e[3].b};
+  one::store32<stream>(to, first);
+  one::store32<stream>(static_cast<one::U*>(to) + 4, second);
+}
+template <bool stream>
+FASTINIT_FN void store16(void* to, U e01, U e23) {
+  one::store16<stream>(to, e01.a, e23.a);
+  one::store16<stream>(static_cast<one::U*>(to) + 2, e01.b, e23.b);
+}
+template <bool stream>
+FASTINIT_FN void store8(void* to, U e0123) {
+  one::store8<stream>(to, e0123.a);
+  one::store8<stream>(static_cast<one::U*>(to) + 1, e0123.b);
+}
+
+// After streaming stores, before another thread reads.
+FASTINIT_FN void fence() { _mm_sfence(); }
 
 #endif
 

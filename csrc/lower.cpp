@@ -432,10 +432,10 @@ std::vector<Fill> lower(const std::vector<int64_t>& tensors, const std::vector<i
         break;
       case Kind::bits: {
         if (fill.dtype != DType::i32 || p.size() != 3) malformed("bits takes int32 and an offset");
-        // The offset has 66 bits, of which whole groups of 16 blocks, 64 words, go into first_block.
+        // The offset has 66 bits, of which whole groups of 32 blocks, 128 words, go into first_block.
         const uint64_t low = word_of(p[0], p[1]), high = static_cast<uint64_t>(p[2]);
-        fill.first_block = (high << 62 | low >> 2) & ~uint64_t{15};
-        fill.first += low & 63;
+        fill.first_block = (high << 62 | low >> 2) & ~uint64_t{31};
+        fill.first += low & 127;
         break;
       }
       case Kind::uniform:

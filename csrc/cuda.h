@@ -1,0 +1,19 @@
+// The CUDA backend's face: one batch of fills in, work on a stream out. Nothing waits for the device.
+#pragma once
+#include <stdint.h>
+
+#include <string>
+#include <vector>
+
+#include "fill.h"
+
+namespace fastinit {
+
+// Enqueues every fill on `stream` (a cudaStream_t) of `device`, one launch for each table of them. The calling thread's
+// current device is the same afterwards. Throws std::runtime_error, which names the cause, if CUDA refuses.
+void fill_cuda(const std::vector<Fill>& fills, int device, uintptr_t stream);
+
+// Why this machine cannot run the kernels; empty if it can.
+std::string cuda_error();
+
+}  // namespace fastinit
