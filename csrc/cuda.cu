@@ -342,9 +342,27 @@ FASTINIT_FN void sparse(const Entry& entry, const Dim* dims, const Sparse& c, co
   }
 }
 
-// How many times 16 bytes a thread writes per turn of the hot loop: enough to spread the loop's own instructions.
-template <class Of>
-FASTINIT_FN void run_for(const Entry& entry, const Fill& fill, uint32_t number) {
+// A fill that has nothing but the constants of one distribution.
+template <class Constants, Constants Fill::*member>
+FASTINIT_FN Fill with(const uint64_t* constants) {
+  Fill fill;
+  fill.*member = *reinterpret_cast<const Constants*>(constants);
+  return fill;
+}
+
+template <class Group, int kUnroll, class Values>
+FASTINIT_FN void any_path(const Entry& entry, const Dim* dims, const Fill& fill, uint32_t number) {
+  if (entry.path == Path::run) {
+    run<Group, kUnroll>(entry, fill, number);
+  } else {
+    rows<Values>(entry, dims, fill, number);
+  }
+}
+
+// kUnroll: how many times 16 bytes a thread writes per turn of the hot loop, to spread the loop's own instructions.
+template <class Of, int kUnroll>
+FASTINIT_FN void any_dtype(const Entry& entry, const Dim* dims, const Fill& fill, uint32_t number) {
+  if (entry.path != Path::run) return rows<Values32<Of>>(entry, dims, fill, number);
   switch (entry.dtype) {
     case DType::f16:
       return run<Of32<Of, F16>, 1>(entry, fill, number);
@@ -355,7 +373,7 @@ FASTINIT_FN void run_for(const Entry& entry, const Fill& fill, uint32_t number) 
     case DType::e5m2:
       return run<Of32<Of, E5M2>, 1>(entry, fill, number);
     default:
-      return run<Of32<Of, F32>, 4>(entry, fill, number);
+      return run<Of32<Of, F32>, kUnroll>(entry, fill, number);
   }
 }
 
@@ -375,54 +393,43 @@ __global__ void __launch_bounds__(kThreads) fill_table(const __grid_constant__ T
   const Entry& entry = *reinterpret_cast<const Entry*>(at);
   const Dim* dims = reinterpret_cast<const Dim*>(at + kEntryWords);
   const uint64_t* constants = at + kEntryWords + 3 * entry.dims;
-  const bool f64 = entry.dtype == DType::f64;
-  Fill fill;
   switch (entry.kind) {
     case Kind::bits:
-      if (entry.path == Path::run) return run<Of32<BitsOf, F32>, 4>(entry, fill, number);
-      return rows<Values32<BitsOf>>(entry, dims, fill, number);
+      return any_path<Of32<BitsOf, F32>, 4, Values32<BitsOf>>(entry, dims, Fill(), number);
     case Kind::uniform:
-      if (f64) {
-        fill.uniform_f64 = *reinterpret_cast<const Uniform<double>*>(constants);
-        if (entry.path == Path::run) return run<Of64<uniform_block64>, 2>(entry, fill, number);
-        return rows<Values64<uniform_block64>>(entry, dims, fill, number);
+      if (entry.dtype == DType::f64) {
+        const Fill fill = with<Uniform<double>, &Fill::uniform_f64>(constants);
+        return any_path<Of64<uniform_block64>, 2, Values64<uniform_block64>>(entry, dims, fill, number);
       }
-      fill.uniform_f32 = *reinterpret_cast<const Uniform<float>*>(constants);
-      if (entry.path == Path::run) return run_for<UniformOf>(entry, fill, number);
-      return rows<Values32<UniformOf>>(entry, dims, fill, number);
+      return any_dtype<UniformOf, 4>(entry, dims, with<Uniform<float>, &Fill::uniform_f32>(constants), number);
     case Kind::normal:
-      if (f64) {
-        fill.normal_f64 = *reinterpret_cast<const Normal<double>*>(constants);
-        if (entry.path == Path::run) return run<Of64<normal_block64>, 1>(entry, fill, number);
-        return rows<Values64<normal_block64>>(entry, dims, fill, number);
+      if (entry.dtype == DType::f64) {
+        const Fill fill = with<Normal<double>, &Fill::normal_f64>(constants);
+        return any_path<Of64<normal_block64>, 1, Values64<normal_block64>>(entry, dims, fill, number);
       }
-      fill.normal_f32 = *reinterpret_cast<const Normal<float>*>(constants);
-      if (entry.path == Path::run) return run_for<NormalOf>(entry, fill, number);
-      return rows<Values32<NormalOf>>(entry, dims, fill, number);
-    case Kind::truncated_normal:
-      // The two forms are two loops: `far` is a constant in each.
-      if (f64) {
-        fill.truncated_f64 = *reinterpret_cast<const TruncatedNormal<double>*>(constants);
-        fill.truncated_f64.far = 1;
-        if (entry.far) return rows<Values64<truncated_normal_block64>>(entry, dims, fill, number);
-        fill.truncated_f64.far = 0;
-        if (entry.path == Path::run) return run<Of64<truncated_normal_block64>, 1>(entry, fill, number);
-        return rows<Values64<truncated_normal_block64>>(entry, dims, fill, number);
+      return any_dtype<NormalOf, 2>(entry, dims, with<Normal<float>, &Fill::normal_f32>(constants), number);
+    case Kind::truncated_normal: {
+      using Block64 = Values64<truncated_normal_block64>;
+      using Block32 = Values32<TruncatedNormalOf>;
+      if (entry.dtype == DType::f64) {
+        Fill fill = with<TruncatedNormal<double>, &Fill::truncated_f64>(constants);
+        if ((fill.truncated_f64.far = entry.far)) return rows<Block64>(entry, dims, fill, number);
+        return any_path<Of64<truncated_normal_block64>, 1, Block64>(entry, dims, fill, number);
       }
-      fill.truncated_f32 = *reinterpret_cast<const TruncatedNormal<float>*>(constants);
-      fill.truncated_f32.far = 1;
-      if (entry.far) return rows<Values32<TruncatedNormalOf>>(entry, dims, fill, number);
-      fill.truncated_f32.far = 0;
-      if (entry.path == Path::run) return run_for<TruncatedNormalOf>(entry, fill, number);
-      return rows<Values32<TruncatedNormalOf>>(entry, dims, fill, number);
+      Fill fill = with<TruncatedNormal<float>, &Fill::truncated_f32>(constants);
+      if ((fill.truncated_f32.far = entry.far)) return rows<Block32>(entry, dims, fill, number);
+      return any_dtype<TruncatedNormalOf, 2>(entry, dims, fill, number);
+    }
     case Kind::sparse: {
       const Sparse& c = *reinterpret_cast<const Sparse*>(constants);
-      if (f64) {
+      Fill fill;
+      if (entry.dtype == DType::f64) {
         fill.normal_f64 = {0.0, c.std_f64};
         return sparse<Values64<normal_block64>>(entry, dims, c, fill, number);
       }
-      fill.normal_f32 = {0.0f, c.std_f32};
-      return sparse<Values32<NormalOf>>(entry, dims, c, fill, number);
+      Fill fill32;
+      fill32.normal_f32 = {0.0f, c.std_f32};
+      return sparse<Values32<NormalOf>>(entry, dims, c, fill32, number);
     }
     default:
       if (entry.path == Path::run) return run_constant(entry, constants, number);
@@ -601,6 +608,7 @@ void add_scattered(Tables& tables, const Fill& fill) {
 // `count` times 16 bytes, all of whose blocks share the high half of their number.
 void add_run(Tables& tables, const Fill& fill, uint64_t count) {
   Entry entry = entry_of(fill);
+  const Dim none{};
   entry.path = Path::run;
   entry.items = count;
   entry.chunk_log2 = chunk_log2(count);
@@ -609,13 +617,13 @@ void add_run(Tables& tables, const Fill& fill, uint64_t count) {
     for (int i = 0; i < 16; i += fill.item_size) {
       std::memcpy(pattern + i, fill.pattern, static_cast<size_t>(fill.item_size));
     }
-    tables.add(entry, nullptr, pattern, 16);
+    tables.add(entry, &none, pattern, 16);
     return;
   }
   entry.first = fill.first_block + fill.first / (fill.dtype == DType::f64 ? 2 : 4);
   const void* constants;
   const size_t bytes = constants_of(fill, constants);
-  tables.add(entry, nullptr, constants, bytes);
+  tables.add(entry, &none, constants, bytes);
 }
 
 void add_sparse(Tables& tables, const Fill& fill) {

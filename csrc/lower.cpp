@@ -324,7 +324,7 @@ void lower_eye_or_dirac(Fill& fill, const std::vector<int64_t>& shape, const std
   Diagonals c{};
   if (fill.kind == Kind::eye) {
     if (shape.size() != 2) malformed("eye takes a matrix");
-    c = {0, 1, 1, shape[0] < shape[1] ? shape[0] : shape[1], shape[1] + 1};
+    c = {0, 1, shape[0] * shape[1], shape[0] < shape[1] ? shape[0] : shape[1], shape[1] + 1};
   } else {
     if (shape.size() < 3 || p.size() != 1 || p[0] < 1) malformed("dirac takes 3 dimensions or more and groups");
     int64_t kernel = 1, centre = 0;
