@@ -133,5 +133,6 @@ def test_peak_memory_is_seen_and_forgotten(demo: Any) -> None:
     memory = demo.memory()
     t = torch.ones(size, dtype=torch.uint8)
     del t
-    assert size <= memory.peak() <= size + (32 << 20)
-    assert demo.memory().peak() < 32 << 20
+    slack = 16 << 20  # the kernel counts resident pages in batches
+    assert size - slack <= memory.peak() <= size + slack
+    assert demo.memory().peak() <= slack
