@@ -44,7 +44,7 @@ class Builder:
         for work in self.works:
             try:
                 self._allocate(work, waves, replays)
-            except RuntimeError as error:
+            except Exception as error:
                 raise self._failed(work, error) from error
         for wave in waves:
             self._fill(wave)

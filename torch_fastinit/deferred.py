@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Deferred(torch.Tensor):
     """A tensor whose contents are a recording."""
 
     _value: Value
+    _is_param: bool
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -168,16 +170,16 @@ def set_class(tensor: torch.Tensor, cls: type[torch.Tensor]) -> None:
     object.__dict__["__class__"].__set__(tensor, cls)
 
 
-def make_subclass(
-    make: Callable[..., Any], cls: type[torch.Tensor], data: torch.Tensor, require_grad: bool = False, **kwargs: Any
-) -> Any:
-    """``torch.Tensor._make_subclass`` (``make``) for deferred data too."""
-    if not isinstance(data, Deferred):
-        return make(cls, data, require_grad, **kwargs)
-    if not issubclass(cls, Deferred):
-        cls = deferred_class(cls)
+def as_subclass(data: Deferred, cls: type[torch.Tensor], requires_grad: bool) -> Deferred:
+    """What ``torch.Tensor._make_subclass(cls, data, requires_grad)`` makes of a real tensor."""
     with outside():
-        return wrap(data._value, cls).requires_grad_(require_grad)
+        if cls is torch.nn.Parameter:
+            tensor = wrap(data._value)
+            tensor._is_param = True
+        else:
+            tensor = wrap(data._value, cls if issubclass(cls, Deferred) else deferred_class(cls))
+        tensor.requires_grad_(requires_grad)
+    return tensor
 
 
 def wrap(value: Value, cls: type[Deferred] = Deferred) -> Deferred:
@@ -321,7 +323,9 @@ def _signature(func: Any) -> _Signature:
         returns_written=tuple(written(result) for result in schema.returns),
         overwrites=schema.name in _OVERWRITING or torch.Tag.out in tags,
         random=torch.Tag.nondeterministic_seeded in tags,
-        reads_values=torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags,
+        reads_values=torch.Tag.data_dependent_output in tags
+        or torch.Tag.dynamic_output_shape in tags
+        or not (writes or schema.returns),  # a check
         reshapes=torch.Tag.inplace_view in tags,
         out=torch.Tag.out in tags,
         takes_device=any(a.name == "device" for a in schema.arguments),
@@ -382,6 +386,30 @@ _CREATIONS: dict[str, Callable[[Any, Any], tuple[Any, tuple[Any, ...]] | None]] 
 _EMPTY_SHAPED = frozenset({"zeros", "ones", "rand", "randn", "empty"})
 
 
+def _arange(args: Any, kwargs: Any) -> torch.Tensor:
+    start, end, step = (0, args[0], 1) if len(args) == 1 else (*args, 1)[:3]
+    dtype = kwargs.get("dtype")
+    if dtype is None:
+        dtype = torch.int64 if all(isinstance(n, int) for n in args) else torch.get_default_dtype()
+    return torch.empty(max(0, math.ceil((end - start) / step)), dtype=dtype, device=_META)
+
+
+def _linspace(args: Any, kwargs: Any) -> torch.Tensor:
+    return torch.empty(args[2], dtype=kwargs.get("dtype") or torch.get_default_dtype(), device=_META)
+
+
+def _eye(args: Any, kwargs: Any) -> torch.Tensor:
+    return torch.empty(args[0], args[-1], dtype=kwargs.get("dtype"), device=_META)
+
+
+#: Common operators whose meta functions are written in Python: the first call would import all of torch._dynamo.
+_SHAPES: dict[Any, Callable[[Any, Any], torch.Tensor]] = {
+    aten.arange: _arange,
+    aten.linspace: _linspace,
+    aten.eye: _eye,
+}
+
+
 def _tape_for(args: Any) -> Tape:
     """The tape of the context that we are in, or, outside, the one that the tensors in ``args`` are from."""
     if _active.tape is not None:
@@ -421,7 +449,10 @@ def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
         return _reshape_in_place(func, args, vargs, vkwargs)
     flat_written: list[Value] = []
     transform(written, Value, flat_written.append)
-    if signature.reads_values or any(value.storage.shared is not None for value in flat_written):
+    reads_values = signature.reads_values
+    if func is aten.index.Tensor:  # its shape depends on values only where a mask chooses
+        reads_values = any(isinstance(i, Value) and i.shadow.dtype in (torch.bool, torch.uint8) for i in vargs[1])
+    if reads_values or any(value.storage.shared is not None for value in flat_written):
         return _run_now(func, signature, vargs, vkwargs, written_objects, flat_written, tape)
 
     if signature.returns_written == (0,) and len(values) == 1 and not signature.out:
@@ -430,7 +461,12 @@ def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
         aliases = True
     else:
         try:
-            shadows = func(*transform(vargs, Value, _shadow), **_on_meta(signature, vkwargs, device, _shadow))
+            shape = None if values else _SHAPES.get(func.overloadpacket)
+            if shape is not None:
+                shadows = shape(vargs, vkwargs)
+            else:
+                on_meta = _on_meta(signature, vkwargs, device, _shadow)
+                shadows = func(*transform(vargs, Value, _shadow), **on_meta)
         except (NotImplementedError, torch._subclasses.fake_tensor.DynamicOutputShapeException):
             return _run_now(func, signature, vargs, vkwargs, written_objects, flat_written, tape)
         results, outs, aliases = _results(signature, shadows, written_objects, values, device, tape)
@@ -654,6 +690,10 @@ def _fresh_copy(value: Value, tape: Tape) -> Value:
 
 
 class _Recorder(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # skipping it imports all of it
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return dispatch(func, args, kwargs or {})
 

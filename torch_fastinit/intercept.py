@@ -8,7 +8,6 @@ alive. The new code asks whether a deferred tensor or a context is concerned, an
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import threading
 import types
@@ -17,8 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from torch_fastinit.deferred import Deferred, _value_of, current_tape, make_subclass, record, wrap
+from torch_fastinit.deferred import Deferred, _value_of, as_subclass, current_tape, record, wrap
 from torch_fastinit.replay import outside
 from torch_fastinit.tape import Storage, Tape, Value
 
@@ -82,6 +82,35 @@ _record_sparse = _initializer(sparse_, random=True)
 _record_dirac = _initializer(dirac_, random=False)
 
 
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+_new_parameter = _clone(torch.nn.Parameter.__new__)
+_new_uninitialized_parameter = _clone(UninitializedParameter.__new__)
+_new_uninitialized_buffer = _clone(UninitializedBuffer.__new__)
+
+
+def _parameter(cls: Any, data: Any, requires_grad: bool) -> Any:
+    if isinstance(data, Deferred):
+        return as_subclass(data, cls, requires_grad)
+    return _new_parameter(cls, data, requires_grad)
+
+
+def _uninitialized_parameter(cls: Any, requires_grad: bool, device: Any, dtype: Any) -> Any:
+    data = torch.empty(0, device=device, dtype=dtype)
+    if isinstance(data, Deferred):
+        return as_subclass(data, cls, requires_grad)
+    return _new_uninitialized_parameter(cls, requires_grad, device, dtype)
+
+
+def _uninitialized_buffer(cls: Any, requires_grad: bool, device: Any, dtype: Any, persistent: bool) -> Any:
+    data = torch.empty(0, device=device, dtype=dtype)
+    if isinstance(data, Deferred):
+        buffer: Any = as_subclass(data, cls, requires_grad)
+        buffer.persistent, buffer._is_buffer = persistent, True
+        return buffer
+    return _new_uninitialized_buffer(cls, requires_grad, device, dtype, persistent)
+
+
 # --- the generator ----------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +155,9 @@ _INTERCEPTED: dict[str, tuple[Any, Callable[..., Any]]] = {
     "trunc_normal_": (torch.nn.init._no_grad_trunc_normal_, _initializer(trunc_normal_, random=True)),
     "sparse_": (torch.nn.init.sparse_, _sparse),
     "dirac_": (torch.nn.init.dirac_, _dirac),
+    "Parameter": (torch.nn.Parameter.__new__, _parameter),
+    "UninitializedParameter": (UninitializedParameter.__new__, _uninitialized_parameter),
+    "UninitializedBuffer": (UninitializedBuffer.__new__, _uninitialized_buffer),
     "manual_seed": (torch.random.manual_seed, _manual_seed),
     "get_rng_state": (torch.random.get_rng_state, _get_rng_state),
     "set_rng_state": (torch.random.set_rng_state, _set_rng_state),
@@ -154,16 +186,10 @@ def _redirect(name: str, function: Any) -> types.CodeType:
 _codes = {name: (function.__code__, _redirect(name, function)) for name, (function, _) in _INTERCEPTED.items()}
 
 
-_make_subclass = torch.Tensor._make_subclass
-
-
 def _switch(change: int) -> None:
     global _alive
     with _lock:
         _alive += change
-        torch.Tensor._make_subclass = (  # type: ignore[method-assign]
-            staticmethod(functools.partial(make_subclass, _make_subclass)) if _alive else _make_subclass
-        )
         for name, (function, _) in _INTERCEPTED.items():
             function.__code__ = _codes[name][_alive > 0]
 
