@@ -6,20 +6,19 @@
 // regions, far tails) goes element by element, a block of the generator a thread. A sparse fill is a scan down each
 // column.
 #define FASTINIT_ISA gpu
-#include "cuda.h"
-
 #include <cuda_runtime.h>
 
 #include <cstring>
 #include <stdexcept>
 
+#include "cuda.h"
 #include "distributions.h"
 #include "philox.h"
 
 namespace fastinit {
 namespace gpu {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128, kBlocksAnSm = 5;
 constexpr int kTableWords = 4095;  // 32,760 of the 32,764 bytes that a kernel's arguments may take
 
 // Word 0: the number of entries. Then for each entry the first chunk that is its own (low half) and where it lies in
@@ -34,7 +33,8 @@ enum class Path : int32_t { run, rows, elements, sparse };
 // An entry: this, then `dims` times size, stride and jump, then the constants of its distribution.
 struct Entry {
   unsigned char* data;
-  uint64_t items;  // what threads do one of at a time: 16 bytes; or a block in a row; or an element; or part of a column
+  uint64_t
+      items;  // what threads do one of at a time: 16 bytes; or a block in a row; or an element; or part of a column
   uint64_t first;  // run: the number of the first block; else: the logical index of the first element
   uint64_t seed, stream;
   uint64_t per_row;      // items in a row
@@ -132,14 +132,15 @@ FASTINIT_FN void run(const Entry& entry, const Fill& fill, uint32_t number) {
     block += kUnroll * kThreads * Group::kBlocks;
     to += kUnroll * kThreads * 16;
   }
-  if (kUnroll == 1) return;
+  if constexpr (kUnroll > 1) {
 #pragma unroll 1
-  for (; left > 0; left -= kThreads) {
-    U out[4];
-    Group::sixteen_bytes(block, p, fill, out);
-    store16_bytes(to, out);
-    block += kThreads * Group::kBlocks;
-    to += kThreads * 16;
+    for (; left > 0; left -= kThreads) {
+      U out[4];
+      Group::sixteen_bytes(block, p, fill, out);
+      store16_bytes(to, out);
+      block += kThreads * Group::kBlocks;
+      to += kThreads * 16;
+    }
   }
 }
 
@@ -323,7 +324,8 @@ FASTINIT_FN void sparse(const Entry& entry, const Dim* dims, const Sparse& c, co
       index += static_cast<uint64_t>(c.cols);
     }
     unsigned char* to =
-        entry.data + ((begin - c.row0) * dims[0].stride + static_cast<int64_t>(column) * dims[1].stride) * entry.item_size;
+        entry.data +
+        ((begin - c.row0) * dims[0].stride + static_cast<int64_t>(column) * dims[1].stride) * entry.item_size;
 #pragma unroll 1
     for (int64_t row = begin; row < end; ++row) {
       const bool z = zero(row);
@@ -343,7 +345,7 @@ FASTINIT_FN void sparse(const Entry& entry, const Dim* dims, const Sparse& c, co
 }
 
 // A fill that has nothing but the constants of one distribution.
-template <class Constants, Constants Fill::*member>
+template <class Constants, Constants Fill::* member>
 FASTINIT_FN Fill with(const uint64_t* constants) {
   Fill fill;
   fill.*member = *reinterpret_cast<const Constants*>(constants);
@@ -377,7 +379,7 @@ FASTINIT_FN void any_dtype(const Entry& entry, const Dim* dims, const Fill& fill
   }
 }
 
-__global__ void __launch_bounds__(kThreads) fill_table(const __grid_constant__ Table table) {
+__global__ void __launch_bounds__(kThreads, kBlocksAnSm) fill_table(const __grid_constant__ Table table) {
   uint32_t low = 0, high = static_cast<uint32_t>(table.words[0]) - 1;
   while (low < high) {
     const uint32_t middle = (low + high + 1) / 2;
@@ -634,12 +636,13 @@ void add_sparse(Tables& tables, const Fill& fill) {
   if (parts > rows / kRows) parts = rows / kRows;
   if (parts < 1) parts = 1;
   Entry entry = entry_of(fill);
-  const Dim dims[2] = {{fill.sizes[0], fill.strides[0], fill.jumps[0]}, {fill.sizes[1], fill.strides[1], fill.jumps[1]}};
+  const Dim dims[2] = {{fill.sizes[0], fill.strides[0], fill.jumps[0]},
+                       {fill.sizes[1], fill.strides[1], fill.jumps[1]}};
   entry.path = Path::sparse;
   entry.dims = 2;
   entry.per_row = (rows + parts - 1) / parts;
   entry.items = (rows + entry.per_row - 1) / entry.per_row * columns;
-  entry.chunk_log2 = 8;
+  entry.chunk_log2 = 7;
   tables.add(entry, dims, &fill.sparse, sizeof(Sparse));
 }
 

@@ -1,0 +1,79 @@
+// A CUDA runtime of loops: csrc/cuda.cu compiled with this header is ordinary C++, whose kernel runs on the CPU, a
+// thread block and a thread at a time. So indices, tables and constants are tested without a GPU.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include <utility>
+
+#define __global__
+#define __grid_constant__
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x;
+  explicit dim3(unsigned n) : x(n) {}
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+struct Index {
+  unsigned x;
+};
+inline Index threadIdx, blockIdx;
+
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorInvalidDevice = 101
+};
+using cudaStream_t = struct Stream*;
+
+// What a test sees and steers.
+struct Shim {
+  int devices = 2, current = 0, launches = 0, launched_on = -1;
+  uintptr_t stream = 0;
+  cudaError_t next_launch = cudaSuccess, driver = cudaSuccess;
+};
+inline Shim shim;
+
+inline const char* cudaGetErrorName(cudaError_t e) {
+  return e == cudaErrorMemoryAllocation     ? "cudaErrorMemoryAllocation"
+         : e == cudaErrorInvalidDevice      ? "cudaErrorInvalidDevice"
+         : e == cudaErrorInsufficientDriver ? "cudaErrorInsufficientDriver"
+                                            : "cudaSuccess";
+}
+inline const char* cudaGetErrorString(cudaError_t e) {
+  return e == cudaErrorMemoryAllocation     ? "out of memory"
+         : e == cudaErrorInvalidDevice      ? "invalid device ordinal"
+         : e == cudaErrorInsufficientDriver ? "CUDA driver version is insufficient for CUDA runtime version"
+                                            : "no error";
+}
+inline cudaError_t cudaGetDeviceCount(int* n) {
+  *n = shim.devices;
+  return shim.driver;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = shim.current;
+  return shim.driver;
+}
+inline cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= shim.devices) return cudaErrorInvalidDevice;
+  shim.current = device;
+  return cudaSuccess;
+}
+
+// Runs the one kernel there is: shim.cpp knows its type.
+void shim_run(dim3 grid, dim3 block, void** arguments);
+
+inline cudaError_t cudaLaunchKernel(const void*, dim3 grid, dim3 block, void** arguments, size_t, cudaStream_t s) {
+  if (shim.next_launch != cudaSuccess) return std::exchange(shim.next_launch, cudaSuccess);
+  ++shim.launches;
+  shim.launched_on = shim.current;
+  shim.stream = reinterpret_cast<uintptr_t>(s);
+  shim_run(grid, block, arguments);
+  return cudaSuccess;
+}
