@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -450,8 +450,8 @@ def plan(
         >>> import torch, torch_fastinit as fastinit
         >>> layer = fastinit.skip_init(torch.nn.Linear, 3, 2)
         >>> print(fastinit.plan(layer))  # doctest: +NORMALIZE_WHITESPACE
-        name    shape  dtype    what                           bytes  how
-        ------  -----  -------  -----------------------------  -----  --------
+        name    shape  dtype    what                            bytes  how
+        ------  -----  -------  ------------------------------  -----  --------
         weight  2x3    float32  Uniform(a=-0.57735, b=0.57735)  24     one pass
         bias    2      float32  Uniform(a=-0.57735, b=0.57735)  8      one pass
         2 tensors, 32 bytes; 100.0% in one pass
@@ -495,8 +495,8 @@ def _describe(work: Work) -> str:
 
 
 def _describe_initializer(initializer: Initializer) -> str:
-    fields = (f"{name}={getattr(initializer, name):.6g}" for name in initializer.__dataclass_fields__)
-    return f"{type(initializer).__name__}({', '.join(fields)})"
+    values = (f"{f.name}={getattr(initializer, f.name):.6g}" for f in fields(initializer))
+    return f"{type(initializer).__name__}({', '.join(values)})"
 
 
 def _device(device: torch.device | str | int | None) -> torch.device | None:
