@@ -1,15 +1,14 @@
 """Derives the polynomial coefficients of csrc/coefficients.h and prints that file.
 
 Each polynomial is the relative least-squares fit at Chebyshev points in 60-digit arithmetic, its coefficients rounded
-one after the other, lowest first, each time fitting the rest again so that they absorb the rounding. The printed error is that of the rounded
-polynomial in exact arithmetic, relative to the function.
+one after the other, lowest first, each time fitting the rest again so that they absorb the rounding. The printed error
+is that of the rounded polynomial in exact arithmetic, relative to the function.
 
     python tools/fit.py > csrc/coefficients.h
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import mpmath as mp
@@ -23,7 +22,7 @@ Function = Callable[[mp.mpf], mp.mpf]
 def fit(
     f: Function, lo: mp.mpf, hi: mp.mpf, degree: int, dtype: type, fixed: dict[int, float] | None = None
 ) -> tuple[list[float], float]:
-    """Rounded coefficients, lowest first, of a polynomial close to ``f`` on [lo, hi], and its largest relative error."""
+    """Rounded coefficients, lowest first, of a polynomial close to ``f`` on [lo, hi]; its largest relative error."""
     lo, hi = mp.mpf(lo), mp.mpf(hi)
     points = 8 * degree
     xs = [(lo + hi) / 2 + (hi - lo) / 2 * mp.cos(mp.pi * (m + mp.mpf(1) / 2) / points) for m in range(points)]
@@ -110,7 +109,11 @@ def main() -> None:
         ("QUANTILE_TAIL_FAR_F64", shifted(mp.mpf("8.75")), mp.mpf("-2.75"), mp.mpf("2.75"), 20, np.float64, None),
         ("MILLS_F64", mills, 0, mp.mpf(1) / 36, 10, np.float64, None),
     ]
-    print("// Polynomial coefficients, lowest power first. Written by tools/fit.py; docs/stream.md says where each is used.")
+    print(
+        "// Polynomial coefficients, lowest power first. Written by tools/fit.py; docs/stream.md says where each is",
+        end="",
+    )
+    print(" used.")
     print("#pragma once\n\n// clang-format off")
     for name, f, lo, hi, degree, dtype, fixed in table:
         coefficients, error = fit(f, lo, hi, degree, dtype, fixed)
