@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -36,9 +38,58 @@ if platform.machine() in ("x86_64", "AMD64"):
     )
 
 
-def compilations() -> list[tuple[Path, str, list[str]]]:
-    """Every compilation of the extension: source, stem of the object file, flags of its own."""
+# csrc/cuda.cu is compiled for each of these that nvcc knows, and as PTX of the last for GPUs to come. No contraction
+# here either, and host code with the flags of the rest.
+CUDA_ARCHITECTURES = ("80", "90", "100", "120")
+NVCC_FLAGS = (
+    "-std=c++17 -O3 -DNDEBUG -fmad=false -Xcompiler=-fPIC,-fvisibility=hidden,-Wall -diag-suppress=1675".split()
+)
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler, unless FASTINIT_CUDA=0; FASTINIT_CUDA=1 makes its absence an error."""
+    wanted = os.environ.get("FASTINIT_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise CompileError(f"FASTINIT_CUDA is {wanted!r}; it can be 0 (no CUDA), 1 (CUDA or an error) or unset")
+    if wanted == "0":
+        return None
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    found = [str(Path(home, "bin", "nvcc")) for home in (*homes, "/usr/local/cuda")]
+    nvcc = next(
+        (path for path in (*found[: len(homes)], shutil.which("nvcc"), found[-1]) if path and shutil.which(path)), None
+    )
+    if wanted == "1" and nvcc is None:
+        raise CompileError("FASTINIT_CUDA=1, but there is no nvcc in $CUDA_HOME/bin, on PATH or in /usr/local/cuda/bin")
+    return nvcc
+
+
+def nvcc_says(nvcc: str, *arguments: str) -> str:
+    answer = subprocess.run([nvcc, *arguments], capture_output=True, text=True)
+    return answer.stdout + answer.stderr
+
+
+def cuda_flags(nvcc: str) -> list[str]:
+    """nvcc's flags: one -gencode for each architecture that it knows."""
+    known = set(re.findall(r"sm_(\d+)\b", nvcc_says(nvcc, "--list-gpu-code")))
+    chosen = [arch for arch in CUDA_ARCHITECTURES if arch in known]
+    if not chosen:
+        raise CompileError(f"{nvcc} knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}")
+    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in chosen]
+    return [*NVCC_FLAGS, *codes, f"-gencode=arch=compute_{chosen[-1]},code=compute_{chosen[-1]}", "--threads=2"]
+
+
+def cuda_libraries(nvcc: str) -> list[str]:
+    """The static CUDA runtime, from where nvcc itself would link it: one build serves any driver of its generation."""
+    line = re.search(r"LIBRARIES=(.*)", nvcc_says(nvcc, "--dryrun", str(CSRC / "cuda.cu")))
+    folders = [word for word in shlex.split(line[1] if line else "") if word.startswith("-L")]
+    return [*folders, "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+
+
+def compilations(nvcc: str | None) -> list[tuple[Path, str, list[str]]]:
+    """Every compilation of the extension by the C++ compiler: source, stem of the object file, flags of its own."""
     includes = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
+    if nvcc is not None:
+        includes.append("-DFASTINIT_CUDA")
     return [
         (CSRC / "bindings.cpp", "bindings", includes),
         (CSRC / "cpu.cpp", "cpu", []),
@@ -59,6 +110,8 @@ def write_ninja(folder: Path, target: Path) -> None:
     def flags(words: list[str]) -> str:
         return shlex.join(words).replace("$", "$$")
 
+    nvcc = find_nvcc()
+    libraries = [] if nvcc is None else cuda_libraries(nvcc)
     lines = [
         "ninja_required_version = 1.5",
         f"cxx = {os.environ.get('CXX', 'c++')}",
@@ -69,12 +122,21 @@ def write_ninja(folder: Path, target: Path) -> None:
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        "  command = $cxx -o $out $in $ldflags",
+        f"  command = $cxx -o $out $in $ldflags {flags(libraries)}",
     ]
     objects = []
-    for source, stem, own in compilations():
+    for source, stem, own in compilations(nvcc):
         objects.append(f"{stem}.o")
         lines += [f"build {objects[-1]}: compile {path(source)}", f"  flags = {flags(own)}"]
+    if nvcc is not None:
+        objects.append("cuda.o")
+        lines += [
+            "rule compile_cuda",
+            f"  command = {flags([nvcc, *cuda_flags(nvcc)])} -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            f"build cuda.o: compile_cuda {path(CSRC / 'cuda.cu')}",
+        ]
     lines += [f"build {path(target)}: link {' '.join(objects)}", f"default {path(target)}", ""]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text("\n".join(lines))

@@ -392,8 +392,9 @@ std::vector<Fill> lower(const std::vector<int64_t>& tensors, const std::vector<i
   std::vector<Fill> fills;
   Reader<int64_t> layout(tensors), how(recipe);
   Reader<double> numbers(params);
-  while (!layout.done()) {
+  for (int32_t tensor = 0; !layout.done(); ++tensor) {
     Fill fill{};
+    fill.tensor = tensor;
     fill.data = reinterpret_cast<unsigned char*>(layout.next());
     const int64_t dtype = layout.next();
     fill.dtype = static_cast<DType>(dtype);
