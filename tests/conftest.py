@@ -8,6 +8,8 @@ import pytest
 import torch
 from comparison import check_like_eager
 
+from torch_fastinit import _C
+
 
 @pytest.fixture
 def poison() -> Iterator[None]:
@@ -22,3 +24,21 @@ def poison() -> Iterator[None]:
 def same_as_eager(poison: None) -> Callable[[Callable[[], torch.nn.Module]], torch.nn.Module]:
     """Builds a module eagerly and deferred, and compares; returns the latter."""
     return check_like_eager
+
+
+@pytest.fixture(params=_C.instruction_sets())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of this machine, in use."""
+    before = _C.instruction_set()
+    _C.set_instruction_set(request.param)
+    yield request.param
+    _C.set_instruction_set(before)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """One thread, one a core of a small machine, and more than that, uneven."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
