@@ -352,11 +352,31 @@ def _set_data(func: Any, args: Any, kwargs: Any) -> Any:
     return args[0]
 
 
+def _overwrite(func: Any, args: Any, kwargs: Any) -> Any:
+    """The initialisers' own operations, by a short way: nothing but the tensor itself is concerned."""
+    tensor = args[0]
+    if kwargs or not isinstance(tensor, Deferred) or tensor._value.storage.shared is not None:
+        return _record_operation(func, args, kwargs)
+    value = tensor._value
+    tape = _active.tape or value.storage.tape
+    random = func in _RANDOM
+    entry = Entry(tape, func, (value, *args[1:]), {}, writes=(value,), overwrites=True, random=random)
+    if random:
+        tape.append(entry)
+    return tensor
+
+
+_RANDOM = frozenset({aten.normal_.default, aten.uniform_.default})
+
 _SPECIAL: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.detach.default: _same,
     aten.alias.default: _same,
     aten.lift_fresh.default: _lift,
     aten._local_scalar_dense.default: _item,
+    aten.normal_.default: _overwrite,
+    aten.uniform_.default: _overwrite,
+    aten.zero_.default: _overwrite,
+    aten.fill_.Scalar: _overwrite,
     aten.set_.source_Tensor: _set_data,
 }
 
@@ -421,9 +441,11 @@ def _tape_for(args: Any) -> Tape:
 
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     """Every operation inside a context, and every operation on a deferred tensor outside."""
-    special = _SPECIAL.get(func)
-    if special is not None:
-        return special(func, args, kwargs)
+    return _SPECIAL.get(func, _record_operation)(func, args, kwargs)
+
+
+def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
+    """The general way of an operation into the tape."""
     signature = _signature(func)
     tape = _active.tape or _tape_for((args, kwargs))
     values: list[Value] = []

@@ -30,7 +30,7 @@ from torch_fastinit.intercept import dirac_, sparse_, trunc_normal_
 from torch_fastinit.ops import RANDOM_DTYPES
 from torch_fastinit.replay import closure, outside
 from torch_fastinit.stream import canonical_name, draw_stream, stream_id
-from torch_fastinit.tape import Entry, Storage, Value, live_writes
+from torch_fastinit.tape import Entry, Storage, Value, covers_all, live_writes
 
 __all__ = ["FillStep", "Plan", "Row", "Target", "lowered", "make_plan", "plan", "targets_of"]
 
@@ -110,10 +110,9 @@ def lowered(entry: Entry) -> Initializer | None:
     initializer = lowering(entry)
     if initializer is None or shadow.is_conj() or shadow.is_neg():
         return None
-    if not isinstance(initializer, Constant):
-        writes_complex = shadow.is_complex() and isinstance(initializer, Normal)
-        if shadow.dtype not in RANDOM_DTYPES and not writes_complex:
-            return None
+    anywhere = isinstance(initializer, Constant) or (isinstance(initializer, Normal) and shadow.is_complex())
+    if shadow.dtype not in RANDOM_DTYPES and not anywhere:
+        return None
     if isinstance(initializer, Normal) and not initializer.std >= 0:
         return None
     if not shadow.is_contiguous() and any(s == 0 < n - 1 for n, s in zip(shadow.shape, shadow.stride(), strict=True)):
@@ -231,6 +230,10 @@ class Target:
     others: list[str] = field(default_factory=list)
 
 
+#: Classes of attributes that hold no tensor: looked at first, since modules have many of them.
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+
+
 def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors in other attributes than parameters and buffers, depth first."""
     skip = {"_parameters", "_buffers", "_modules"}
@@ -246,7 +249,9 @@ def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
     for prefix, child in module.named_modules():
         for name, item in child.__dict__.items():
-            if name not in skip and isinstance(item, (torch.Tensor, dict, list, tuple)):
+            if item.__class__ in _PLAIN or name in skip:
+                continue
+            if isinstance(item, torch.Tensor) or (isinstance(item, (dict, list, tuple)) and item):
                 yield from walk(f"{prefix}.{name}" if prefix else name, item)
 
 
@@ -290,8 +295,8 @@ def own_draws(targets: Sequence[Target], names: Callable[[str], str] | None) -> 
 
 def _dependencies(storage: Storage) -> Sequence[Entry]:
     writes = storage.writes
-    if len(writes) == 1 and not writes[0].reads and writes[0].overwrites:
-        return writes
+    if writes and covers_all(writes[-1]):
+        return writes[-1:]
     return closure([(storage, math.inf)])
 
 
@@ -409,7 +414,7 @@ def make_plan(
                 continue
             steps = cache.get(storage)
             if steps is None:
-                steps = cache[storage] = fill_steps(storage)
+                steps = cache[storage] = fill_steps(storage) if fold or not storage.writes else "fold=False"
             if not steps and not storage.writes and shadow.numel() > 0:
                 how = "unwritten" if target.role == "parameter" else "zeros"
                 works.append(Work(target, value, wanted, where, [], how, "nothing writes it"))

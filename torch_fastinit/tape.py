@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Entry", "Storage", "Tape", "Value", "as_real", "clock", "live_writes", "transform"]
+__all__ = ["Entry", "Storage", "Tape", "Value", "as_real", "clock", "covers_all", "live_writes", "transform"]
 
 #: One clock for all tapes of the process: operations that mix tensors of several contexts stay in order.
 clock = itertools.count()
@@ -67,6 +67,8 @@ class Value:
     @property
     def whole(self) -> bool:
         """Whether the tensor is all of its storage."""
+        if self.shadow is self.storage.base and self.shadow.is_contiguous():
+            return True
         start, end, dense = self.span
         return dense and start == 0 and end >= self.storage.nbytes
 
@@ -165,12 +167,20 @@ def _span(t: torch.Tensor) -> tuple[int, int, bool]:
     return start, start + extent * item, True
 
 
+def covers_all(entry: Entry) -> bool:
+    """Whether the entry determines all of its storage by itself, as most initialisers do."""
+    return entry.overwrites and not entry.reads and len(entry.writes) == 1 and entry.writes[0].whole
+
+
 def live_writes(storage: Storage, time: float) -> Iterator[Entry]:
     """The entries before ``time`` that the contents of ``storage`` at that time depend on, latest first.
 
     A write is dead if one later overwrite covers all of it before anything reads it.
     """
     writes = storage.writes
+    if writes and time > writes[-1].time and covers_all(writes[-1]):
+        yield writes[-1]
+        return
     last = bisect.bisect_left(writes, time, key=_time) if writes and writes[-1].time >= time else len(writes)
     covers: list[tuple[int, int]] = []
     for entry in reversed(writes[:last]):
@@ -214,7 +224,10 @@ def transform(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     if isinstance(tree, kind):
         return function(tree)
     if isinstance(tree, (list, tuple)):
-        return type(tree)([transform(item, kind, function) for item in tree]) if tree else tree
+        return type(tree)([i if i.__class__ in _LEAVES else transform(i, kind, function) for i in tree])
     if isinstance(tree, dict):
         return {key: transform(item, kind, function) for key, item in tree.items()}
     return tree
+
+
+_LEAVES = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})

@@ -1,0 +1,176 @@
+"""Which operations become one pass over memory, what the plan says, and that folding changes no bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comparison import same_bits, tensors_of
+from torch import nn
+
+import torch_fastinit as fastinit
+from torch_fastinit.builder import Builder
+from torch_fastinit.planner import make_plan, own_draws, streams_of, targets_of
+
+
+def deferred(build):
+    with fastinit.deferred():
+        return build()
+
+
+def parameter(write, *shape, dtype=torch.float32):
+    """A module with one parameter ``w``, written by a function under no_grad."""
+
+    def build():
+        module = nn.Module()
+        module.w = nn.Parameter(torch.empty(shape, dtype=dtype))
+        with torch.no_grad():
+            module.w = nn.Parameter(result) if (result := write(module.w)) is not None else module.w
+        return module
+
+    return deferred(build)
+
+
+def rows_then_zero(w):
+    w.normal_()
+    w[2].zero_()
+    w[:, 1].fill_(3.0)
+
+
+def twice(w):
+    w.uniform_()
+    w.copy_(torch.randn(6, 5))
+    w.normal_(1.0, 2.0)
+
+
+ONE_PASS = {
+    "normal": (lambda w: (w.normal_(0.5, 2.0), None)[1], "Normal(mean=0.5, std=2)"),
+    "rows": (rows_then_zero, "Normal(mean=0, std=1), then Constant(value=0), then Constant(value=3)"),
+    "dead writes": (twice, "Normal(mean=1, std=2)"),
+    "randn": (lambda w: torch.randn(6, 5), "Normal(mean=0, std=1)"),
+    "rand": (lambda w: torch.rand(6, 5), "Uniform(a=0, b=1)"),
+    "clone": (lambda w: torch.randn(6, 5).clone(), "Normal(mean=0, std=1)"),
+    "narrow cast": (lambda w: torch.randn(6, 5).to(torch.bfloat16), "Normal(mean=0, std=1)"),
+    "constant cast": (lambda w: torch.full((6, 5), 0.1).half(), "Constant(value=0.0999756)"),
+    "full": (lambda w: torch.full((6, 5), 0.3), "Constant(value=0.3)"),
+    "halves": (lambda w: (w[:3].normal_(), w[3:].uniform_(-1, 1), None)[2], "Normal(mean=0, std=1), then Uniform"),
+    "transposed": (lambda w: (w.t().normal_(), None)[1], "Normal"),
+    "trunc": (lambda w: (nn.init.trunc_normal_(w, std=0.1), None)[1], "TruncatedNormal(mean=0, std=0.1, a=-2, b=2)"),
+    "sparse": (lambda w: (nn.init.sparse_(w, 0.5), None)[1], "Sparse(sparsity=0.5, std=0.01)"),
+    "eye": (lambda w: (nn.init.eye_(w), None)[1], "Eye()"),
+}
+
+REPLAYED = {
+    "scaled": (lambda w: torch.randn(6, 5) * 2, "mul"),
+    "computed": (lambda w: torch.arange(30.0).view(6, 5), "arange"),
+    "orthogonal": (lambda w: (nn.init.orthogonal_(w), None)[1], "copy_"),
+    "exponential": (lambda w: (w.exponential_(), None)[1], "exponential_: no fill has this distribution"),
+    "clamped cast": (lambda w: torch.rand(6, 5).to(torch.bfloat16), "_to_copy to bfloat16 after float32"),
+    "permuted copy": (lambda w: torch.randn(5, 6).t().contiguous(), "clone"),
+    "seeded": (lambda w: (torch.manual_seed(0), torch.randn(6, 5))[1], "normal_: seeded by the constructor"),
+    "read": (lambda w: (w.normal_(), w.tolist(), None)[2], "normal_: read by the constructor"),
+}
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_one_pass(name):
+    write, what = ONE_PASS[name]
+    (row,) = fastinit.plan(parameter(write, 6, 5)).rows
+    assert row.how == "one pass", row
+    assert row.what.startswith(what)
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+def test_replayed_and_why(name):
+    write, why = REPLAYED[name]
+    (row,) = fastinit.plan(parameter(write, 6, 5)).rows
+    assert (row.how, row.why) == ("replayed", why)
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_folding_changes_no_bit(name):
+    """A fill into final memory has the bits of the recorded operations, run one by one with draws of the stream."""
+    module = parameter(ONE_PASS[name][0], 6, 5)
+    targets = targets_of(module)
+    results = []
+    for fold in (True, False):
+        works = make_plan(targets, fold=fold)
+        assert [work.how for work in works] == ["one pass" if fold else "replayed"]
+        results.append(Builder(works, 7, streams_of(own_draws(targets, None))).build()[0])
+    assert same_bits(*results)
+
+
+def test_a_copy_of_a_parameter_is_filled_again_from_the_same_stream():
+    def build():
+        layer = nn.Linear(16, 16)
+        other = nn.Linear(16, 16)
+        other.load_state_dict(layer.state_dict())
+        with torch.no_grad():
+            layer.weight[0].zero_()
+        return nn.ModuleList([layer, other])
+
+    module = deferred(build)
+    assert {row.how for row in fastinit.plan(module).rows} == {"one pass"}
+    fastinit.materialize(module, seed=0)
+    assert torch.equal(module[0].weight[1:], module[1].weight[1:])
+    assert module[0].weight[0].abs().max() == 0 < module[1].weight[0].abs().max()
+
+
+def test_views_of_one_storage_share_final_memory():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            flat = torch.empty(24)
+            self.a = nn.Parameter(flat[:8].view(2, 4))
+            self.b = nn.Parameter(flat[8:].view(4, 4))
+            self.register_buffer("flat", flat)
+            nn.init.normal_(self.a)
+            nn.init.ones_(self.b)
+
+    module = fastinit.materialize(deferred(Flat), seed=0)
+    assert module.a.untyped_storage()._cdata == module.flat.untyped_storage()._cdata
+    assert torch.equal(module.flat[:8], module.a.flatten())
+    assert module.flat[8:].tolist() == [1] * 16
+
+
+def test_the_table():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 3, bias=False)
+            self.b = nn.Module()
+            self.b.weight = self.a.weight
+            self.register_buffer("table", torch.linspace(0, 1, 5))
+            self.register_buffer("scratch", torch.empty(2, dtype=torch.int32))
+            self.real = nn.Parameter(torch.empty(1, device="meta"))
+
+    model = deferred(Model)
+    model.real = nn.Parameter(torch.zeros(1))
+    plan = fastinit.plan(model, dtype=torch.bfloat16)
+    lines = str(plan).splitlines()
+    assert lines[0].split() == ["name", "shape", "dtype", "what", "bytes", "how"]
+    assert " ".join(lines[3].split()) == (
+        "a.weight (= b.weight) 3x4 bfloat16 recorded operations 24 replayed: cast to bfloat16 after float32"
+    )
+    assert [(row.name, row.how) for row in plan.rows] == [
+        ("real", "kept"),
+        ("a.weight", "replayed"),
+        ("table", "replayed"),
+        ("scratch", "zeros"),
+    ]
+    assert lines[-1] == "4 tensors, 42 bytes; 0.0% in one pass"
+    assert plan.share(random=True) == 0.0
+    assert fastinit.plan(model).share() == 1.0
+
+
+def test_device_argument_of_a_plan():
+    module = deferred(lambda: nn.Linear(2, 2))
+    assert {row.device for row in fastinit.plan(module, device="cuda:1").rows} == {torch.device("cuda:1")}
+
+
+def test_a_huge_model_is_planned_without_memory():
+    with fastinit.deferred():
+        layers = nn.ModuleList(nn.Linear(1 << 16, 1 << 16, bias=False) for _ in range(64))
+    plan = fastinit.plan(layers)
+    assert plan.nbytes == 64 << 34
+    assert plan.share() == 1.0
+    assert len(tensors_of(layers)) == 64
