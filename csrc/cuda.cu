@@ -28,28 +28,32 @@ struct Table {
 };
 
 // How an entry is done.
-enum class Path : int32_t { run, rows, elements, sparse };
+enum class Path : int8_t { run, rows, elements, sparse };
 
-// An entry: this, then `dims` times size, stride and jump, then the constants of its distribution.
+// An entry: this, then (unless it has no dimensions) the items in a row and `dims` times size, stride and jump, then
+// the constants of its distribution.
 struct Entry {
   unsigned char* data;
   uint64_t
       items;  // what threads do one of at a time: 16 bytes; or a block in a row; or an element; or part of a column
   uint64_t first;  // run: the number of the first block; else: the logical index of the first element
   uint64_t seed, stream;
-  uint64_t per_row;      // items in a row
-  uint64_t first_block;  // of raw bits
+  int8_t kind, dtype, item_size, dims, far, chunk_log2;
   Path path;
-  Kind kind;
-  DType dtype;
-  int8_t dims, item_size, far, chunk_log2;
+  int8_t unused;
 };
 constexpr int kEntryWords = sizeof(Entry) / 8;
-static_assert(sizeof(Entry) % 8 == 0, "entries are made of words");
+static_assert(sizeof(Entry) == 48, "entries are made of words");
 
 struct Dim {
   int64_t size, stride, jump;
 };
+struct Layout {
+  uint64_t per_row;  // items in a row
+  Dim dims[kMaxDims + 1];
+};
+// Words of it that an entry of so many dimensions has.
+__host__ __device__ inline int layout_words(int dims) { return dims > 0 ? 1 + 3 * dims : 0; }
 
 // ---- the kernel -----------------------------------------------------------------------------------------------------
 
@@ -170,10 +174,11 @@ struct Row {
   uint64_t rest;  // which of the row's items
 };
 
-FASTINIT_FN Row row_of(const Entry& entry, const Dim* dims, uint64_t item) {
+FASTINIT_FN Row row_of(const Entry& entry, const Layout& layout, uint64_t item) {
+  const Dim* dims = layout.dims;
   Row row;
   uint64_t at, number;
-  divide(item, entry.per_row, number, row.rest);
+  divide(item, layout.per_row, number, row.rest);
   row.index = entry.first;
   int64_t offset = 0;
   for (int d = entry.dims - 2; d >= 0; --d) {
@@ -184,6 +189,8 @@ FASTINIT_FN Row row_of(const Entry& entry, const Dim* dims, uint64_t item) {
   row.to = entry.data + offset * entry.item_size;
   return row;
 }
+
+FASTINIT_FN DType dtype_of(const Entry& entry) { return static_cast<DType>(entry.dtype); }
 
 FASTINIT_FN U round_to(DType dtype, U x) {
   switch (dtype) {
@@ -223,7 +230,7 @@ struct Values32 {
   FASTINIT_FN void values(const U w[4], const Entry& entry, const Fill& fill, uint64_t out[4]) {
     U e[4];
     Of::values(w, fill, e);
-    for (int j = 0; j < 4; ++j) out[j] = round_to(entry.dtype, e[j]);
+    for (int j = 0; j < 4; ++j) out[j] = round_to(dtype_of(entry), e[j]);
   }
 };
 template <void (*block)(const uint32_t w[4], const Fill&, double e[2])>
@@ -238,17 +245,18 @@ struct Values64 {
 
 // Any layout: an item is one block of the generator in one row, of which it stores the elements inside the row.
 template <class Values>
-FASTINIT_FN void rows(const Entry& entry, const Dim* dims, const Fill& fill, uint32_t number) {
+FASTINIT_FN void rows(const Entry& entry, const Layout& layout, const Fill& fill, uint32_t number,
+                      uint64_t first_block = 0) {
   constexpr int kElements = Values::kElements;
   const Chunk chunk = chunk_of(entry, number);
-  const Dim& last = dims[entry.dims - 1];
+  const Dim& last = layout.dims[entry.dims - 1];
 #pragma unroll 1
   for (uint64_t i = threadIdx.x; i < chunk.count; i += kThreads) {
-    const Row row = row_of(entry, dims, chunk.begin + i);
+    const Row row = row_of(entry, layout, chunk.begin + i);
     const uint64_t block = row.index / kElements + row.rest;
     U w[4];
     uint64_t e[kElements];
-    words_of_block(entry, entry.stream, entry.first_block + block, w);
+    words_of_block(entry, entry.stream, first_block + block, w);
     Values::values(w, entry, fill, e);
 #pragma unroll
     for (int j = 0; j < kElements; ++j) {
@@ -272,13 +280,13 @@ FASTINIT_FN bool on_diagonal(const Diagonals& c, uint64_t index) {
 }
 
 // Constants and diagonals in any layout: an item is one element.
-FASTINIT_FN void elements(const Entry& entry, const Dim* dims, const uint64_t* constants, uint32_t number) {
+FASTINIT_FN void elements(const Entry& entry, const Layout& layout, const uint64_t* constants, uint32_t number) {
   const Chunk chunk = chunk_of(entry, number);
-  const Dim& last = dims[entry.dims - 1];
-  const bool diagonals = entry.kind == Kind::diagonals;
+  const Dim& last = layout.dims[entry.dims - 1];
+  const bool diagonals = static_cast<Kind>(entry.kind) == Kind::diagonals;
 #pragma unroll 1
   for (uint64_t i = threadIdx.x; i < chunk.count; i += kThreads) {
-    const Row row = row_of(entry, dims, chunk.begin + i);
+    const Row row = row_of(entry, layout, chunk.begin + i);
     unsigned char* to = row.to + static_cast<int64_t>(row.rest) * last.stride * entry.item_size;
     bool one = true;
     if (diagonals) {
@@ -298,14 +306,16 @@ FASTINIT_FN void elements(const Entry& entry, const Dim* dims, const uint64_t* c
 // Knuth's Algorithm S down a column. An item is a part of a column of the region: it counts the zeros above its rows,
 // which takes the words alone, and then writes its rows.
 template <class Values>
-FASTINIT_FN void sparse(const Entry& entry, const Dim* dims, const Sparse& c, const Fill& numbers, uint32_t number) {
+FASTINIT_FN void sparse(const Entry& entry, const Layout& layout, const Sparse& c, const Fill& numbers,
+                        uint32_t number) {
+  const Dim* dims = layout.dims;
   constexpr int kElements = Values::kElements;
   const Chunk chunk = chunk_of(entry, number);
   for (uint64_t i = threadIdx.x; i < chunk.count; i += kThreads) {
     uint64_t part, column;
     divide(chunk.begin + i, static_cast<uint64_t>(dims[1].size), part, column);
-    const int64_t begin = c.row0 + static_cast<int64_t>(part * entry.per_row);
-    int64_t end = begin + static_cast<int64_t>(entry.per_row);
+    const int64_t begin = c.row0 + static_cast<int64_t>(part * layout.per_row);
+    int64_t end = begin + static_cast<int64_t>(layout.per_row);
     if (end > c.row0 + dims[0].size) end = c.row0 + dims[0].size;
     U left = static_cast<uint32_t>(c.zeros);
     uint64_t index = static_cast<uint64_t>(c.col0) + column;
@@ -353,19 +363,19 @@ FASTINIT_FN Fill with(const uint64_t* constants) {
 }
 
 template <class Group, int kUnroll, class Values>
-FASTINIT_FN void any_path(const Entry& entry, const Dim* dims, const Fill& fill, uint32_t number) {
+FASTINIT_FN void any_path(const Entry& entry, const Layout& layout, const Fill& fill, uint32_t number) {
   if (entry.path == Path::run) {
     run<Group, kUnroll>(entry, fill, number);
   } else {
-    rows<Values>(entry, dims, fill, number);
+    rows<Values>(entry, layout, fill, number);
   }
 }
 
 // kUnroll: how many times 16 bytes a thread writes per turn of the hot loop, to spread the loop's own instructions.
 template <class Of, int kUnroll>
-FASTINIT_FN void any_dtype(const Entry& entry, const Dim* dims, const Fill& fill, uint32_t number) {
-  if (entry.path != Path::run) return rows<Values32<Of>>(entry, dims, fill, number);
-  switch (entry.dtype) {
+FASTINIT_FN void any_dtype(const Entry& entry, const Layout& layout, const Fill& fill, uint32_t number) {
+  if (entry.path != Path::run) return rows<Values32<Of>>(entry, layout, fill, number);
+  switch (dtype_of(entry)) {
     case DType::f16:
       return run<Of32<Of, F16>, 1>(entry, fill, number);
     case DType::bf16:
@@ -393,49 +403,50 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm) fill_table(const __grid
   const uint32_t number = blockIdx.x - static_cast<uint32_t>(index);
   const uint64_t* at = table.words + (index >> 32);
   const Entry& entry = *reinterpret_cast<const Entry*>(at);
-  const Dim* dims = reinterpret_cast<const Dim*>(at + kEntryWords);
-  const uint64_t* constants = at + kEntryWords + 3 * entry.dims;
-  switch (entry.kind) {
+  const Layout& layout = *reinterpret_cast<const Layout*>(at + kEntryWords);
+  const uint64_t* constants = at + kEntryWords + layout_words(entry.dims);
+  switch (static_cast<Kind>(entry.kind)) {
     case Kind::bits:
-      return any_path<Of32<BitsOf, F32>, 4, Values32<BitsOf>>(entry, dims, Fill(), number);
+      if (entry.path == Path::run) return run<Of32<BitsOf, F32>, 4>(entry, Fill(), number);
+      return rows<Values32<BitsOf>>(entry, layout, Fill(), number, constants[0]);
     case Kind::uniform:
-      if (entry.dtype == DType::f64) {
+      if (dtype_of(entry) == DType::f64) {
         const Fill fill = with<Uniform<double>, &Fill::uniform_f64>(constants);
-        return any_path<Of64<uniform_block64>, 2, Values64<uniform_block64>>(entry, dims, fill, number);
+        return any_path<Of64<uniform_block64>, 2, Values64<uniform_block64>>(entry, layout, fill, number);
       }
-      return any_dtype<UniformOf, 4>(entry, dims, with<Uniform<float>, &Fill::uniform_f32>(constants), number);
+      return any_dtype<UniformOf, 4>(entry, layout, with<Uniform<float>, &Fill::uniform_f32>(constants), number);
     case Kind::normal:
-      if (entry.dtype == DType::f64) {
+      if (dtype_of(entry) == DType::f64) {
         const Fill fill = with<Normal<double>, &Fill::normal_f64>(constants);
-        return any_path<Of64<normal_block64>, 1, Values64<normal_block64>>(entry, dims, fill, number);
+        return any_path<Of64<normal_block64>, 1, Values64<normal_block64>>(entry, layout, fill, number);
       }
-      return any_dtype<NormalOf, 2>(entry, dims, with<Normal<float>, &Fill::normal_f32>(constants), number);
+      return any_dtype<NormalOf, 2>(entry, layout, with<Normal<float>, &Fill::normal_f32>(constants), number);
     case Kind::truncated_normal: {
       using Block64 = Values64<truncated_normal_block64>;
       using Block32 = Values32<TruncatedNormalOf>;
-      if (entry.dtype == DType::f64) {
+      if (dtype_of(entry) == DType::f64) {
         Fill fill = with<TruncatedNormal<double>, &Fill::truncated_f64>(constants);
-        if ((fill.truncated_f64.far = entry.far)) return rows<Block64>(entry, dims, fill, number);
-        return any_path<Of64<truncated_normal_block64>, 1, Block64>(entry, dims, fill, number);
+        if ((fill.truncated_f64.far = entry.far)) return rows<Block64>(entry, layout, fill, number);
+        return any_path<Of64<truncated_normal_block64>, 1, Block64>(entry, layout, fill, number);
       }
       Fill fill = with<TruncatedNormal<float>, &Fill::truncated_f32>(constants);
-      if ((fill.truncated_f32.far = entry.far)) return rows<Block32>(entry, dims, fill, number);
-      return any_dtype<TruncatedNormalOf, 2>(entry, dims, fill, number);
+      if ((fill.truncated_f32.far = entry.far)) return rows<Block32>(entry, layout, fill, number);
+      return any_dtype<TruncatedNormalOf, 2>(entry, layout, fill, number);
     }
     case Kind::sparse: {
       const Sparse& c = *reinterpret_cast<const Sparse*>(constants);
       Fill fill;
-      if (entry.dtype == DType::f64) {
+      if (dtype_of(entry) == DType::f64) {
         fill.normal_f64 = {0.0, c.std_f64};
-        return sparse<Values64<normal_block64>>(entry, dims, c, fill, number);
+        return sparse<Values64<normal_block64>>(entry, layout, c, fill, number);
       }
       Fill fill32;
       fill32.normal_f32 = {0.0f, c.std_f32};
-      return sparse<Values32<NormalOf>>(entry, dims, c, fill32, number);
+      return sparse<Values32<NormalOf>>(entry, layout, c, fill32, number);
     }
     default:
       if (entry.path == Path::run) return run_constant(entry, constants, number);
-      return elements(entry, dims, constants, number);
+      return elements(entry, layout, constants, number);
   }
 }
 
@@ -447,6 +458,7 @@ namespace {
 
 using gpu::Dim;
 using gpu::Entry;
+using gpu::Layout;
 using gpu::Path;
 
 void check(cudaError_t error, const char* what) {
@@ -479,17 +491,18 @@ class Tables {
  public:
   explicit Tables(cudaStream_t stream) : stream_(stream) { clear(); }
 
-  // An entry over the layout `dims`, with `bytes` of constants.
-  void add(Entry entry, const Dim* dims, const void* constants, size_t bytes) {
-    const int words = gpu::kEntryWords + 3 * entry.dims + static_cast<int>((bytes + 7) / 8);
+  // An entry, with `bytes` of constants.
+  void add(const Entry& entry, const Layout& layout, const void* constants, size_t bytes) {
+    const int place = gpu::layout_words(entry.dims);
+    const int words = gpu::kEntryWords + place + static_cast<int>((bytes + 7) / 8);
     const uint64_t chunks = ((entry.items - 1) >> entry.chunk_log2) + 1;
     if (1 + count_ + 1 + words > end_ || chunks_ + chunks > kMaxChunks) launch();
     if (chunks > kMaxChunks) throw std::runtime_error("CUDA: a fill is too large for one launch");
     end_ -= words;
     uint64_t* at = table_.words + end_;
     std::memcpy(at, &entry, sizeof(entry));
-    std::memcpy(at + gpu::kEntryWords, dims, sizeof(Dim) * static_cast<size_t>(entry.dims));
-    std::memcpy(at + gpu::kEntryWords + 3 * entry.dims, constants, bytes);
+    std::memcpy(at + gpu::kEntryWords, &layout, 8 * static_cast<size_t>(place));
+    std::memcpy(at + gpu::kEntryWords + place, constants, bytes);
     table_.words[1 + count_++] = static_cast<uint64_t>(end_) << 32 | chunks_;
     chunks_ += chunks;
   }
@@ -528,8 +541,10 @@ int8_t chunk_log2(uint64_t items) {
 
 size_t constants_of(const Fill& fill, const void*& at) {
   const bool f64 = fill.dtype == DType::f64;
-  at = &fill.uniform_f32;  // where the union lies
+  at = fill.kind == Kind::bits ? static_cast<const void*>(&fill.first_block) : &fill.uniform_f32;  // the union
   switch (fill.kind) {
+    case Kind::bits:
+      return sizeof(fill.first_block);
     case Kind::uniform:
       return f64 ? sizeof(Uniform<double>) : sizeof(Uniform<float>);
     case Kind::normal:
@@ -559,9 +574,8 @@ Entry entry_of(const Fill& fill) {
   entry.first = fill.first;
   entry.seed = fill.seed;
   entry.stream = fill.stream;
-  entry.first_block = fill.first_block;
-  entry.kind = fill.kind;
-  entry.dtype = fill.dtype;
+  entry.kind = static_cast<int8_t>(fill.kind);
+  entry.dtype = static_cast<int8_t>(fill.dtype);
   entry.item_size = static_cast<int8_t>(fill.item_size);
   if (fill.kind == Kind::truncated_normal) {
     entry.far = (fill.dtype == DType::f64 ? fill.truncated_f64.far : fill.truncated_f32.far) != 0;
@@ -573,7 +587,8 @@ Entry entry_of(const Fill& fill) {
 void add_scattered(Tables& tables, const Fill& fill) {
   if (fill.numel() == 0) return;
   Entry entry = entry_of(fill);
-  Dim dims[kMaxDims + 1];
+  Layout layout;
+  Dim* dims = layout.dims;
   uint64_t rows = 1;
   int n = 0;
   for (; n < fill.dims; ++n) {
@@ -587,30 +602,30 @@ void add_scattered(Tables& tables, const Fill& fill) {
   const uint64_t length = static_cast<uint64_t>(dims[n - 1].size);
   if (patterned(fill)) {
     entry.path = Path::elements;
-    entry.per_row = length;
+    layout.per_row = length;
   } else {
     entry.path = Path::rows;
     // As many blocks as a row can touch, wherever in a block it starts.
     const uint64_t elements = fill.dtype == DType::f64 ? 2 : 4;
-    entry.per_row = (length + 2 * elements - 2) / elements;
+    layout.per_row = (length + 2 * elements - 2) / elements;
   }
-  entry.items = rows * entry.per_row;
+  entry.items = rows * layout.per_row;
   entry.chunk_log2 = chunk_log2(entry.items);
   if (patterned(fill)) {
     uint64_t constants[2 + sizeof(Diagonals) / 8] = {fill.pattern[0], fill.pattern[1]};
     std::memcpy(constants + 2, &fill.diagonals, sizeof(Diagonals));
-    tables.add(entry, dims, constants, fill.kind == Kind::diagonals ? sizeof(constants) : 16);
+    tables.add(entry, layout, constants, fill.kind == Kind::diagonals ? sizeof(constants) : 16);
     return;
   }
   const void* constants;
   const size_t bytes = constants_of(fill, constants);
-  tables.add(entry, dims, constants, bytes);
+  tables.add(entry, layout, constants, bytes);
 }
 
 // `count` times 16 bytes, all of whose blocks share the high half of their number.
 void add_run(Tables& tables, const Fill& fill, uint64_t count) {
   Entry entry = entry_of(fill);
-  const Dim none{};
+  const Layout none{};
   entry.path = Path::run;
   entry.items = count;
   entry.chunk_log2 = chunk_log2(count);
@@ -619,13 +634,13 @@ void add_run(Tables& tables, const Fill& fill, uint64_t count) {
     for (int i = 0; i < 16; i += fill.item_size) {
       std::memcpy(pattern + i, fill.pattern, static_cast<size_t>(fill.item_size));
     }
-    tables.add(entry, &none, pattern, 16);
+    tables.add(entry, none, pattern, 16);
     return;
   }
   entry.first = fill.first_block + fill.first / (fill.dtype == DType::f64 ? 2 : 4);
   const void* constants;
   const size_t bytes = constants_of(fill, constants);
-  tables.add(entry, &none, constants, bytes);
+  tables.add(entry, none, constants, bytes);
 }
 
 void add_sparse(Tables& tables, const Fill& fill) {
@@ -636,14 +651,14 @@ void add_sparse(Tables& tables, const Fill& fill) {
   if (parts > rows / kRows) parts = rows / kRows;
   if (parts < 1) parts = 1;
   Entry entry = entry_of(fill);
-  const Dim dims[2] = {{fill.sizes[0], fill.strides[0], fill.jumps[0]},
-                       {fill.sizes[1], fill.strides[1], fill.jumps[1]}};
+  Layout layout;
+  for (int d = 0; d < 2; ++d) layout.dims[d] = {fill.sizes[d], fill.strides[d], fill.jumps[d]};
   entry.path = Path::sparse;
   entry.dims = 2;
-  entry.per_row = (rows + parts - 1) / parts;
-  entry.items = (rows + entry.per_row - 1) / entry.per_row * columns;
+  layout.per_row = (rows + parts - 1) / parts;
+  entry.items = (rows + layout.per_row - 1) / layout.per_row * columns;
   entry.chunk_log2 = 7;
-  tables.add(entry, dims, &fill.sparse, sizeof(Sparse));
+  tables.add(entry, layout, &fill.sparse, sizeof(Sparse));
 }
 
 void add(Tables& tables, Fill fill) {

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_fastinit.backend import DTYPE_CODES, fill_cpu
+from torch_fastinit.backend import DEVICES, DTYPE_CODES, run
 from torch_fastinit.initializers import Bits, Constant, Initializer, Kind, Normal, Uniform
 from torch_fastinit.stream import draw_seed, draw_stream, to_signed
 
@@ -207,31 +207,32 @@ def _refuse_overlap(tensor: torch.Tensor) -> None:
         )
 
 
-def _fill_batch_cpu(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
+def _fill_batch(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
     for tensor in tensors:
         _refuse_overlap(tensor)
-    fill_cpu(tensors, recipe, params)
+    run(tensors, recipe, params)
 
 
 #: An eager fill takes draws 0, 1, ... of stream 0 of its own seed.
 _EAGER_SECOND = _halves(draw_stream(0, 1))
 
 
-def _fill_cpu(
+def _fill_one(
     tensor: torch.Tensor, kind: int, params: Sequence[float], *, generator: torch.Generator | None = None
 ) -> None:
     _refuse_overlap(tensor)
     if kind == Kind.SPARSE:
         params = (*params, *_EAGER_SECOND)
-    fill_cpu((tensor,), (kind, draw_seed(generator), 0, len(params), 0), params)
+    run((tensor,), (kind, draw_seed(generator), 0, len(params), 0), params)
 
 
 def _nothing(*args: object, **kwargs: object) -> None:
     """The fake implementation of an op that returns nothing and changes no shape."""
 
 
-_library.impl("fill_batch_", _fill_batch_cpu, "CPU")
-_library.impl("fill_", _fill_cpu, "CPU")
+for _device in DEVICES:
+    _library.impl("fill_batch_", _fill_batch, _device.upper())
+    _library.impl("fill_", _fill_one, _device.upper())
 torch.library.register_fake("fastinit::fill_batch_", _nothing, lib=_library)
 torch.library.register_fake("fastinit::fill_", _nothing, lib=_library)
 for _name in ("fill_batch_", "fill_"):

@@ -7,6 +7,8 @@
 #include <utility>
 
 #define __global__
+#define __host__
+#define __device__
 #define __grid_constant__
 #define __launch_bounds__(...)
 
