@@ -117,8 +117,8 @@ struct TruncatedNormalOf {
 // ---- float32 to narrow dtypes, to nearest even ------------------------------------------------------------------
 
 // A binary format with `exponent` and `mantissa` bits. Results lie in the low bits of each lane.
-// The overflow is torch's: float16 and float8_e5m2 become infinite, float8_e4m3fn NaN.
-template <int exponent, int mantissa, uint32_t infinity, uint32_t nan>
+// The overflow is torch's: what lies past the largest value becomes `top`, infinity or, in float8_e4m3fn, 448.
+template <int exponent, int mantissa, uint32_t top, uint32_t nan>
 FASTINIT_FN U narrow(U x) {
   constexpr int drop = 23 - mantissa;
   constexpr uint32_t bias = (1u << (exponent - 1)) - 1;
@@ -130,7 +130,7 @@ FASTINIT_FN U narrow(U x) {
   constexpr uint32_t magic = (127u - bias + 1u + drop) << 23;
   const U tiny = sub(bits(add(from_bits(magnitude), from_bits(splat(magic)))), splat(magic));
   n = select(greater(splat((128u - bias) << 23), magnitude), tiny, n);
-  n = select(greater(n, splat(infinity)), splat(infinity), n);  // overflow
+  n = select(greater(n, splat(top)), splat(top), n);
   n = select(greater(magnitude, splat(0x7f800000u)), splat(nan), n);
   return bit_or(n, shl<exponent + mantissa>(shr<31>(x)));
 }
@@ -143,9 +143,9 @@ struct E5M2 {
   static constexpr int kBytes = 1;
   FASTINIT_FN U round(U x) { return narrow<5, 2, 0x7cu, 0x7fu>(x); }
 };
-struct E4M3 {  // no infinity: 0x7f is NaN, which overflow gives too
+struct E4M3 {  // no infinity
   static constexpr int kBytes = 1;
-  FASTINIT_FN U round(U x) { return narrow<4, 3, 0x7fu, 0x7fu>(x); }
+  FASTINIT_FN U round(U x) { return narrow<4, 3, 0x7eu, 0x7fu>(x); }
 };
 struct BF16 {  // float32's exponent: no other range, so no subnormals of its own
   static constexpr int kBytes = 2;

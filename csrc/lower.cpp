@@ -94,20 +94,22 @@ int64_t top_of(const Format& f) {
   return f.infinite ? ((int64_t{1} << f.exponent) - 1) << f.mantissa : (int64_t{1} << (f.exponent + f.mantissa)) - 2;
 }
 
-// A value by its rank: the magnitude's pattern with a sign, so that ranks are in the values' order. -0 is 0.
-double value_of(const Format& f, int64_t rank) {
+// A value by its rank: the magnitude's pattern with a sign, so that ranks are in the values' order. -0 is 0. Infinity's
+// place is that of the power of two after the largest value, which is where rounding looks for it.
+double place_of(const Format& f, int64_t rank) {
   const int64_t pattern = rank < 0 ? -rank : rank;
-  double v;
-  if (f.infinite && pattern >= top_of(f)) {
-    v = kInf;
-  } else {
-    const int64_t e = pattern >> f.mantissa, m = pattern & ((int64_t{1} << f.mantissa) - 1);
-    const int bias = (1 << (f.exponent - 1)) - 1;
-    v = e == 0
-            ? std::ldexp(static_cast<double>(m), 1 - bias - f.mantissa)
-            : std::ldexp(static_cast<double>(m + (int64_t{1} << f.mantissa)), static_cast<int>(e) - bias - f.mantissa);
-  }
+  const int64_t e = pattern >> f.mantissa, m = pattern & ((int64_t{1} << f.mantissa) - 1);
+  const int bias = (1 << (f.exponent - 1)) - 1;
+  const double v =
+      e == 0 ? std::ldexp(static_cast<double>(m), 1 - bias - f.mantissa)
+             : std::ldexp(static_cast<double>(m + (int64_t{1} << f.mantissa)), static_cast<int>(e) - bias - f.mantissa);
   return rank < 0 ? -v : v;
+}
+
+double value_of(const Format& f, int64_t rank) {
+  if (f.infinite && rank >= top_of(f)) return kInf;
+  if (f.infinite && rank <= -top_of(f)) return -kInf;
+  return place_of(f, rank);
 }
 
 // The rank of the largest value <= x, by bisection over the ranks.
@@ -134,7 +136,7 @@ int64_t rank_nearest(const Format& f, double x) {
   if (below >= above) return below;
   if (below < -top_of(f)) return above;
   if (above > top_of(f)) return below;
-  const double down = x - value_of(f, below), up = value_of(f, above) - x;
+  const double down = x - place_of(f, below), up = place_of(f, above) - x;
   if (down != up) return down < up ? below : above;
   return (below & 1) ? above : below;
 }
@@ -156,17 +158,12 @@ Bounds bounds_in(DType dtype, double a, double b, bool below_b) {
 }
 
 void make_constant(Fill& fill, double x) {
+  const Format f = format_of(fill.dtype);
+  const int64_t rank = rank_nearest(f, x);
   fill.kind = Kind::constant;
-  fill.pattern[0] = fill.pattern[1] = 0;
-  const double y = value_of(format_of(fill.dtype), rank_nearest(format_of(fill.dtype), x));
-  if (fill.dtype == DType::f64) {
-    std::memcpy(fill.pattern, &y, 8);
-  } else {
-    const Format f = format_of(fill.dtype);
-    const int64_t rank = rank_nearest(f, x);
-    fill.pattern[0] =
-        static_cast<uint64_t>(rank < 0 ? -rank : rank) | (rank < 0 ? uint64_t{1} << (f.exponent + f.mantissa) : 0);
-  }
+  fill.pattern[0] = static_cast<uint64_t>(rank < 0 ? -rank : rank) | static_cast<uint64_t>(std::signbit(x))
+                                                                         << (f.exponent + f.mantissa);
+  fill.pattern[1] = 0;
 }
 
 // ---- derived constants, rounded once to T --------------------------------------------------------------------------
