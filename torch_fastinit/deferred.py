@@ -46,6 +46,7 @@ class Deferred(torch.Tensor):
 
     _value: Value
     _is_param: bool
+    _was_meta: bool
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 

@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 
 from torch_fastinit.builder import Builder, TorchBuilder, unwritten_elements
-from torch_fastinit.deferred import Deferred, set_class
-from torch_fastinit.planner import DtypeRule, Work, make_plan, own_draws, streams_of, targets_of
+from torch_fastinit.deferred import Deferred
+from torch_fastinit.inplace import put_in_place
+from torch_fastinit.meta import stand_in, was_meta
+from torch_fastinit.planner import DtypeRule, make_plan, own_draws, streams_of, targets_of
 from torch_fastinit.replay import outside
 from torch_fastinit.stream import draw_seed, to_signed
 
@@ -33,7 +35,9 @@ def materialize(
     Tensors that are real already are left alone.
 
     Args:
-        module: a module built inside :func:`torch_fastinit.deferred` or by :func:`torch_fastinit.skip_init`.
+        module: a module built inside :func:`torch_fastinit.deferred` or by :func:`torch_fastinit.skip_init`. Tensors on
+            the meta device that are not from there are initialised by the modules' own ``reset_parameters``,
+            ``reset_buffers`` and ``init_weights``; when these leave one out, that is an error.
         device: where the tensors go. Default: the device that the constructor asked for.
         dtype: a dtype, for floating-point and complex tensors, as in ``module.to(dtype)``; or a function of a tensor's
             name and the deferred tensor that returns its dtype, or None for the dtype that it has.
@@ -74,15 +78,33 @@ def materialize(
             'replay="torch" takes its random numbers from torch\'s generator: use torch.manual_seed(), not seed='
         )
     where = None if device is None else torch.device(device)
+    undo = stand_in(module, where)
+    try:
+        _materialize(module, where, dtype, seed, names, replay, verify)
+    except BaseException:
+        undo()
+        raise
+    return module
+
+
+def _materialize(
+    module: torch.nn.Module,
+    where: torch.device | None,
+    dtype: DtypeRule,
+    seed: int | None,
+    names: Callable[[str], str] | None,
+    replay: str | None,
+    verify: bool,
+) -> None:
     targets = targets_of(module)
     deferred = [target for target in targets if isinstance(target.tensor, Deferred)]
-    plain = [target.name for target in targets if target.tensor.is_meta and not isinstance(target.tensor, Deferred)]
-    if plain:
-        raise RuntimeError(
-            f"{_list(plain)}: on the meta device with no recording of how to initialise them; "
-            "build the module inside fastinit.deferred()"
-        )
     works = make_plan(deferred, where, dtype)
+    lost = [work.target.name for work in works if work.how in ("unwritten", "zeros") and was_meta(work.target.tensor)]
+    if lost:
+        raise RuntimeError(
+            f"{_list(lost)}: on the meta device, and no reset_parameters, reset_buffers or init_weights of the module "
+            "writes to them, so what the constructor made of them is lost; build the module inside fastinit.deferred()"
+        )
     unwritten = [work.target.name for work in works if work.how == "unwritten"]
     if unwritten:
         raise RuntimeError(
@@ -98,8 +120,7 @@ def materialize(
             builder = Builder(works, to_signed(draw_seed() if seed is None else seed), streams)
         if verify:
             _verify(builder)
-        _put_in_place(works, builder.build())
-    return module
+        put_in_place(works, builder.build())
 
 
 def _verify(builder: Builder) -> None:
@@ -113,52 +134,3 @@ def _verify(builder: Builder) -> None:
 def _list(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:10])
     return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"
-
-
-# --- in place ---------------------------------------------------------------------------------------------------------
-
-
-def _put_in_place(works: Sequence[Work], reals: Sequence[torch.Tensor]) -> None:
-    """Make each deferred tensor object the real tensor. When one cannot be, all are as they were."""
-    order = sorted(range(len(works)), key=lambda i: works[i].target.tensor.is_leaf)  # results of autograd hold leaves
-    undo: list[tuple[torch.Tensor, torch.Tensor]] = []
-    try:
-        for i in order:
-            old = works[i].target.tensor
-            new = _finished(old, reals[i])
-            _swap(old, new)
-            undo.append((old, new))
-    except Exception as error:
-        for old, new in reversed(undo):
-            _swap(old, new)
-        raise RuntimeError(f"{works[i].target.name!r} could not be put in place: {error}") from error
-
-
-def _finished(old: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """``real`` with the class, the attributes and ``requires_grad`` of the deferred tensor ``old``."""
-    attributes = dict(old.__dict__)
-    del attributes["_value"]
-    cls = torch.nn.Parameter if attributes.pop("_is_param", False) else getattr(old, "_eager_class", None)
-    if cls is not None:
-        real = torch.Tensor._make_subclass(cls, real, old.requires_grad)
-    elif old.requires_grad:
-        real = real.detach().requires_grad_()
-    elif real._is_view():
-        real = real.detach()
-    real.__dict__.update(attributes)
-    return real
-
-
-def _swap(old: torch.Tensor, new: torch.Tensor) -> None:
-    """Exchange what two tensor objects are; hooks stay with the object that they were registered on."""
-    hooks, later = old._backward_hooks, getattr(old, "_post_accumulate_grad_hooks", None)
-    old_class, new_class = type(old), type(new)
-    old_dict, new_dict = old.__dict__, new.__dict__
-    torch._C._swap_tensor_impl(old, new)
-    set_class(old, new_class)
-    set_class(new, old_class)
-    old.__dict__, new.__dict__ = new_dict, old_dict
-    if hooks is not None:
-        old._backward_hooks = hooks
-    if later is not None:
-        old._post_accumulate_grad_hooks = later

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from torch_fastinit.deferred import Deferred
 from torch_fastinit.initializers import (
@@ -27,6 +28,7 @@ from torch_fastinit.initializers import (
     Uniform,
 )
 from torch_fastinit.intercept import dirac_, sparse_, trunc_normal_
+from torch_fastinit.meta import stand_in
 from torch_fastinit.ops import RANDOM_DTYPES
 from torch_fastinit.replay import closure, outside
 from torch_fastinit.stream import canonical_name, draw_stream, stream_id
@@ -463,19 +465,26 @@ def plan(
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"plan() takes a torch.nn.Module, not {type(module).__name__}")
-    targets = targets_of(module)
-    works = {id(work.target.tensor): work for work in make_plan(targets, _device(device), dtype)}
-    rows = []
+    where = _device(device)
+    undo = stand_in(module, where)
+    try:
+        return Plan(tuple(_rows(targets_of(module), where, dtype)))
+    finally:
+        undo()
+
+
+def _rows(targets: Sequence[Target], device: torch.device | None, dtype: DtypeRule) -> Iterator[Row]:
+    works = {id(work.target.tensor): work for work in make_plan(targets, device, dtype)}
     for target in targets:
         work = works.get(id(target.tensor))
         tensor = target.tensor if work is None else work.value.shadow
         if work is None:
-            how = "meta" if tensor.is_meta else "kept"
-            row = Row(target.name, tuple(tensor.shape), tensor.dtype, tensor.device, "", tensor.nbytes, how)
+            shape = () if isinstance(tensor, UninitializedTensorMixin) else tuple(tensor.shape)
+            yield Row(target.name, shape, tensor.dtype, tensor.device, "", tensor.nbytes if shape else 0, "kept")
         else:
             size = torch.empty((), dtype=work.dtype, device="meta").element_size()
             random = work.how != "shared" and any(e.random for e in _dependencies(work.value.storage))
-            row = Row(
+            yield Row(
                 target.name,
                 tuple(tensor.shape),
                 work.dtype,
@@ -487,8 +496,6 @@ def plan(
                 tuple(target.others),
                 random,
             )
-        rows.append(row)
-    return Plan(tuple(rows))
 
 
 def _describe(work: Work) -> str:

@@ -1,0 +1,62 @@
+"""Making one tensor object another, so that whoever holds it goes on holding the right one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from torch_fastinit.deferred import set_class
+
+if TYPE_CHECKING:
+    from torch_fastinit.planner import Work
+
+__all__ = ["put_in_place", "swap"]
+
+
+def put_in_place(works: Sequence[Work], reals: Sequence[torch.Tensor]) -> None:
+    """Make each deferred tensor object the real tensor. When one cannot be, all are as they were."""
+    order = sorted(range(len(works)), key=lambda i: works[i].target.tensor.is_leaf)  # results of autograd hold leaves
+    undo: list[tuple[torch.Tensor, torch.Tensor]] = []
+    try:
+        for i in order:
+            old = works[i].target.tensor
+            new = finished(old, reals[i])
+            swap(old, new)
+            undo.append((old, new))
+    except Exception as error:
+        for old, new in reversed(undo):
+            swap(old, new)
+        raise RuntimeError(f"{works[i].target.name!r} could not be put in place: {error}") from error
+
+
+def finished(old: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """``real`` with the class, the attributes and ``requires_grad`` of the deferred tensor ``old``."""
+    attributes = dict(old.__dict__)
+    del attributes["_value"]
+    attributes.pop("_was_meta", None)
+    cls = torch.nn.Parameter if attributes.pop("_is_param", False) else getattr(old, "_eager_class", None)
+    if cls is not None:
+        real = torch.Tensor._make_subclass(cls, real, old.requires_grad)
+    elif old.requires_grad:
+        real = real.detach().requires_grad_()
+    elif real._is_view():
+        real = real.detach()
+    real.__dict__.update(attributes)
+    return real
+
+
+def swap(old: torch.Tensor, new: torch.Tensor) -> None:
+    """Exchange what two tensor objects are; hooks stay with the object that they were registered on."""
+    hooks, later = old._backward_hooks, getattr(old, "_post_accumulate_grad_hooks", None)
+    old_class, new_class = type(old), type(new)
+    old_dict, new_dict = old.__dict__, new.__dict__
+    torch._C._swap_tensor_impl(old, new)
+    set_class(old, new_class)
+    set_class(new, old_class)
+    old.__dict__, new.__dict__ = new_dict, old_dict
+    if hooks is not None:
+        old._backward_hooks = hooks
+    if later is not None:
+        old._post_accumulate_grad_hooks = later
