@@ -13,9 +13,7 @@ def has_cuda() -> bool:
 def cuda_error() -> str:
     """Why this machine cannot run the CUDA kernels; empty if it can."""
 
-def fill_cuda(
-    tensors: Sequence[int], recipe: Sequence[int], params: Sequence[float], device: int, stream: int
-) -> None:
+def fill_cuda(tensors: Sequence[int], recipe: Sequence[int], params: Sequence[float], device: int, stream: int) -> None:
     """Enqueue a batch of fills on a CUDA stream; RuntimeError, which names the cause, if CUDA refuses."""
 
 def instruction_set() -> str:
