@@ -59,7 +59,9 @@ def test_names_are_shared_between_blocks(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_relative_links_lead_somewhere(page: Path) -> None:
-    prose = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(
+        r"^```.*?^```$|^    .*?$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
     links = re.findall(r"\]\((?!https?://|mailto:|#)([^)#\s]+)", prose)
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
