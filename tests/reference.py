@@ -1,6 +1,7 @@
 """The stream in NumPy, written from docs/stream.md alone: what every backend is held to, bit for bit.
 
-Nothing here is shared with the kernels, and nothing is fast. The coefficients are read from the page itself.
+Nothing here is shared with the kernels, and nothing is fast. One file, in the order of the page's sections where Python
+lets it; the coefficients are read from the page itself.
 
 ``words`` gives raw words; ``fill`` gives the bit patterns that an initializer writes into a region of a logical tensor,
 as unsigned integers of the item size (for a complex dtype: of the size of its parts, in one more dimension of 2). Only

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import reference
 import torch
+from samples import SEED, TRUNCATED_CASES, sample
 from scipy import special
-from test_distributions import SEED, TRUNCATED_CASES, sample
 
 from torch_fastinit.initializers import Normal, TruncatedNormal
 

@@ -24,7 +24,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torch_fastinit import _C
-from torch_fastinit.backend import fill_cpu
 from torch_fastinit.initializers import (
     Bits,
     Constant,
@@ -273,10 +272,8 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("initializer", SMALL, ids=repr)
-def test_flushed_subnormals_of_the_caller(initializer: Initializer, threads: int, isa: str) -> None:
-    tensors = [dirty((67,), dtype) for dtype in REAL]
-    fills = [Fill(t, initializer, SEED, STREAM) for t in tensors]
+def fill_flushed(fills: list[Fill]) -> None:
+    """Fill while the calling thread flushes subnormals, and see that it still does afterwards."""
     subnormal = torch.tensor([1e-39])
     assert torch.set_flush_denormal(True)
     try:
@@ -285,10 +282,24 @@ def test_flushed_subnormals_of_the_caller(initializer: Initializer, threads: int
     finally:
         torch.set_flush_denormal(False)
     assert flushing, "the caller's mode is gone"
+
+
+@pytest.mark.parametrize("initializer", SMALL, ids=repr)
+def test_flushed_subnormals_of_the_caller(initializer: Initializer, isa: str) -> None:
+    tensors = [dirty((67,), dtype) for dtype in REAL]
+    fill_flushed([Fill(t, initializer, SEED, STREAM) for t in tensors])
     for tensor in tensors:
         np.testing.assert_array_equal(
             bits_of(tensor), expected(initializer, (67,), tensor.dtype), name_of(tensor.dtype)
         )
+
+
+def test_flushed_subnormals_of_the_caller_on_threads(threads: int) -> None:
+    tensor = dirty((2 * PIECE + 100,), torch.float32)  # three pieces: threads inherit the mode of who starts them
+    fill_flushed([Fill(tensor, Uniform(-1e-40, 1e-38), SEED, STREAM)])
+    for start in (0, PIECE, 2 * PIECE):
+        want = expected(Uniform(-1e-40, 1e-38), tensor.shape, torch.float32, [(start, start + 100)])
+        np.testing.assert_array_equal(bits_of(tensor[start : start + 100]), want)
 
 
 # What does not make sense is refused, by an exception and before anything is written.
@@ -315,7 +326,7 @@ MALFORMED = {
     "a negative number of dimensions": ([T.data_ptr(), 0, -1], NORMAL_RECIPE, [0.0, 1.0]),
     "a huge number of dimensions": ([T.data_ptr(), 0, 2**62, 6, 4], NORMAL_RECIPE, [0.0, 1.0]),
     "a negative size": ([T.data_ptr(), 0, 2, -6, 4, 4, 1], NORMAL_RECIPE, [0.0, 1.0]),
-    "two negative sizes": ([T.data_ptr(), 0, 2, -6, -4, 4, 1], NORMAL_RECIPE, [0.0, 1.0]),
+    "two negative sizes": ([T.data_ptr(), 0, 2, -1, -1, 1, 1], NORMAL_RECIPE, [0.0, 1.0]),
     "an unknown kind": (describe(T), [99, 1, 2, 2, 0], [0.0, 1.0]),
     "a negative kind": (describe(T), [-1, 1, 2, 2, 0], [0.0, 1.0]),
     "a kind inside of the library": (describe(T), [8, 1, 2, 0, 0], []),
@@ -356,7 +367,7 @@ def test_malformed_batch(batch: tuple[list[int], list[int], list[float]]) -> Non
 def test_a_bad_fill_stops_the_whole_batch() -> None:
     T.fill_(7.0)
     with pytest.raises(ValueError, match="malformed batch"):
-        fill_cpu((T, T), [*NORMAL_RECIPE, 99, 0, 0, 0, 0], [0.0, 1.0])
+        _C.fill_cpu(describe(T) * 2, [*NORMAL_RECIPE, 99, 0, 0, 0, 0], [0.0, 1.0], 1)
     assert bool((T == 7.0).all())
 
 
