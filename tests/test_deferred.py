@@ -141,6 +141,7 @@ def cat_and_stack(m):
 def plain_attributes(m):
     m.plain = torch.randn(5) * 2
     m.listed = [torch.randn(3), {"x": torch.ones(2)}, (torch.zeros(1),)]
+    m.hidden = [nn.Linear(2, 2)]  # a module that is not registered
     m.w = nn.Parameter(torch.zeros(2))
 
 
@@ -324,6 +325,16 @@ def foreach(m):
     tensors = [torch.randn(3), torch.ones(2)]
     torch._foreach_mul_(tensors, 2.0)
     m.a, m.b = (nn.Parameter(t) for t in torch._foreach_add(tensors, 1.0))
+
+
+def test_tensors_in_plain_attributes_are_materialised():
+    with fastinit.deferred():
+        module = Case(CASES["plain_attributes"])
+    fastinit.materialize(module, seed=0)
+    tensors = [module.plain, module.listed[0], module.listed[1]["x"], module.listed[2][0], module.hidden[0].weight]
+    assert not any(t.is_meta or fastinit.is_deferred(t) for t in tensors)
+    names = [row.name for row in fastinit.plan(module).rows]
+    assert names == ["w", "plain", "listed.0", "listed.1.x", "listed.2.0", "hidden.0.weight", "hidden.0.bias"]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from torch_fastinit.deferred import Deferred
+from torch_fastinit.lowering import FillStep, lowered
 from torch_fastinit.ops import Fill, fill
-from torch_fastinit.planner import FillStep, Work, lowered
+from torch_fastinit.planner import Work
 from torch_fastinit.replay import Replay, allocate, closure, freeze, from_state, poisoned
 from torch_fastinit.stream import mixed_seed
 from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real
+from torch_fastinit.tensor import Deferred
 
 __all__ = ["Builder", "TorchBuilder", "unwritten_elements"]
 

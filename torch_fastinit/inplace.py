@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torch_fastinit.deferred import set_class
+from torch_fastinit.tensor import set_class
 
 if TYPE_CHECKING:
     from torch_fastinit.planner import Work

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from torch_fastinit.deferred import Deferred, _value_of, as_subclass, current_tape, record, wrap
+from torch_fastinit.recorder import record
 from torch_fastinit.replay import outside
 from torch_fastinit.tape import Storage, Tape, Value
+from torch_fastinit.tensor import Deferred, as_subclass, current_tape, value_of_tensor, wrap
 
 __all__ = ["dirac_", "get_rng_state", "interception", "manual_seed", "set_rng_state", "sparse_", "trunc_normal_"]
 
@@ -145,7 +146,7 @@ def _set_rng_state(new_state: torch.Tensor) -> None:
         set_rng_state(new_state)
         return
     with outside():
-        value = _value_of(new_state, tape)
+        value = value_of_tensor(new_state, tape)
         record(tape, set_rng_state, (value,), {}, [], random=True)
         origin = value.storage.writes[-1] if value.storage.writes else None
         tape.seeded = origin.seeded if origin is not None and origin.func is get_rng_state else True

@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 
 from torch_fastinit.builder import Builder, TorchBuilder, unwritten_elements
-from torch_fastinit.deferred import Deferred
 from torch_fastinit.inplace import put_in_place
 from torch_fastinit.meta import stand_in, was_meta
 from torch_fastinit.planner import DtypeRule, make_plan, own_draws, streams_of, targets_of
 from torch_fastinit.replay import outside
 from torch_fastinit.stream import draw_seed, to_signed
+from torch_fastinit.tensor import Deferred
 
 __all__ = ["materialize"]
 

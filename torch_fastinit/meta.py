@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit.deferred import Deferred, current_tape, deferred, uninitialized
+from torch_fastinit.deferred import deferred
 from torch_fastinit.inplace import swap
 from torch_fastinit.replay import outside
+from torch_fastinit.tensor import Deferred, current_tape, uninitialized
 
 __all__ = ["stand_in", "was_meta"]
 

@@ -1,0 +1,459 @@
+"""Operations on deferred tensors, written into the tape.
+
+:func:`dispatch` runs an operation on the shadows for the metadata and the aliasing of its results, and records what it
+does to memory. What cannot be known without values - a result's shape, a mask, memory that numpy sees too - is run.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from torch_fastinit.replay import evaluate, outside, private_state
+from torch_fastinit.tape import Entry, Storage, Tape, Value, transform
+from torch_fastinit.tensor import Deferred, active, adopt, become, capture, read, value_of_tensor, wrap
+
+__all__ = ["dispatch", "record"]
+
+aten = torch.ops.aten
+_CPU = torch.device("cpu")
+_META = torch.device("meta")
+
+
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    """What the schema of an operator says about memory."""
+
+    writes: tuple[tuple[int, str], ...]  # arguments that it changes: position and name
+    returns_written: tuple[int | None, ...]  # for each result, which of those it is
+    overwrites: bool
+    random: bool
+    reads_values: bool  # it cannot say what it returns without looking at values
+    reshapes: bool  # it changes the metadata of its first argument in place
+    out: bool
+    takes_device: bool
+
+
+_OVERWRITING = frozenset(
+    "aten::normal_ aten::uniform_ aten::fill_ aten::zero_ aten::copy_ aten::random_ aten::bernoulli_ "
+    "aten::exponential_ aten::cauchy_ aten::log_normal_ aten::geometric_ fastinit::fill_ fastinit::fill_batch_".split()
+)
+
+
+#: Operators that write to arguments without saying so in their schema.
+_SILENT_WRITES = {
+    "aten::native_batch_norm": ("running_mean", "running_var"),
+    "aten::cudnn_batch_norm": ("running_mean", "running_var"),
+    "aten::miopen_batch_norm": ("running_mean", "running_var"),
+}
+
+
+@functools.cache
+def _signature(func: Any) -> _Signature:
+    schema, tags = func._schema, func.tags
+    writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    if schema.name in _SILENT_WRITES:
+        writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.name in _SILENT_WRITES[schema.name]]
+    infos = [schema.arguments[i].alias_info for i, _ in writes]
+    sets = [frozenset() if info is None else frozenset(info.before_set) for info in infos]
+
+    def written(result: Any) -> int | None:
+        info = result.alias_info
+        return sets.index(frozenset(info.before_set)) if info is not None and info.is_write else None
+
+    return _Signature(
+        writes=tuple(writes),
+        returns_written=tuple(written(result) for result in schema.returns),
+        overwrites=schema.name in _OVERWRITING or torch.Tag.out in tags,
+        random=torch.Tag.nondeterministic_seeded in tags,
+        reads_values=torch.Tag.data_dependent_output in tags
+        or torch.Tag.dynamic_output_shape in tags
+        or not (writes or schema.returns),  # a check
+        reshapes=torch.Tag.inplace_view in tags,
+        out=torch.Tag.out in tags,
+        takes_device=any(a.name == "device" for a in schema.arguments),
+    )
+
+
+def _same(func: Any, args: Any, kwargs: Any) -> Any:
+    if isinstance(args[0], Deferred):
+        return wrap(args[0]._value)
+    return func(args[0])  # torch's own C++ code detaches a real tensor and goes for its memory
+
+
+def _lift(func: Any, args: Any, kwargs: Any) -> Any:
+    return wrap(value_of_tensor(args[0], _tape_for(args)))
+
+
+def _item(func: Any, args: Any, kwargs: Any) -> Any:
+    with outside():
+        return func(read(value_of_tensor(args[0], _tape_for(args))))
+
+
+def _set_data(func: Any, args: Any, kwargs: Any) -> Any:
+    become(args[0], value_of_tensor(args[1], _tape_for(args)))
+    return args[0]
+
+
+def _overwrite(func: Any, args: Any, kwargs: Any) -> Any:
+    """The initialisers' own operations, by a short way: nothing but the tensor itself is concerned."""
+    tensor = args[0]
+    if kwargs or not isinstance(tensor, Deferred) or tensor._value.storage.shared is not None:
+        return _record_operation(func, args, kwargs)
+    value = tensor._value
+    tape = active.tape or value.storage.tape
+    random = func in _RANDOM
+    entry = Entry(tape, func, (value, *args[1:]), {}, writes=(value,), overwrites=True, random=random)
+    if random:
+        tape.append(entry)
+    return tensor
+
+
+_RANDOM = frozenset({aten.normal_.default, aten.uniform_.default})
+
+_SPECIAL: dict[Any, Callable[[Any, Any, Any], Any]] = {
+    aten.detach.default: _same,
+    aten.alias.default: _same,
+    aten.lift_fresh.default: _lift,
+    aten._local_scalar_dense.default: _item,
+    aten.normal_.default: _overwrite,
+    aten.uniform_.default: _overwrite,
+    aten.zero_.default: _overwrite,
+    aten.fill_.Scalar: _overwrite,
+    aten.set_.source_Tensor: _set_data,
+}
+
+#: Creations are an allocation and a write in place: bit for bit what torch does, and one form for the planner to know.
+_CREATIONS: dict[str, Callable[[Any, Any], tuple[Any, tuple[Any, ...]] | None]] = {
+    "empty": lambda args, kwargs: None,
+    "empty_strided": lambda args, kwargs: None,
+    "empty_like": lambda args, kwargs: None,
+    "empty_permuted": lambda args, kwargs: None,
+    "new_empty": lambda args, kwargs: None,
+    "new_empty_strided": lambda args, kwargs: None,
+    "zeros": lambda args, kwargs: (aten.zero_.default, ()),
+    "zeros_like": lambda args, kwargs: (aten.zero_.default, ()),
+    "new_zeros": lambda args, kwargs: (aten.zero_.default, ()),
+    "ones": lambda args, kwargs: (aten.fill_.Scalar, (1,)),
+    "ones_like": lambda args, kwargs: (aten.fill_.Scalar, (1,)),
+    "new_ones": lambda args, kwargs: (aten.fill_.Scalar, (1,)),
+    "full": lambda args, kwargs: (aten.fill_.Scalar, (args[1],)),
+    "full_like": lambda args, kwargs: (aten.fill_.Scalar, (args[1],)),
+    "new_full": lambda args, kwargs: (aten.fill_.Scalar, (args[2],)),
+    "scalar_tensor": lambda args, kwargs: (aten.fill_.Scalar, (args[0],)),
+    "rand": lambda args, kwargs: (aten.uniform_.default, (0.0, 1.0)),
+    "rand_like": lambda args, kwargs: (aten.uniform_.default, (0.0, 1.0)),
+    "randn": lambda args, kwargs: (aten.normal_.default, (0.0, 1.0)),
+    "randn_like": lambda args, kwargs: (aten.normal_.default, (0.0, 1.0)),
+}
+_EMPTY_SHAPED = frozenset({"zeros", "ones", "rand", "randn", "empty"})
+
+
+def _arange(args: Any, kwargs: Any) -> torch.Tensor:
+    start, end, step = (0, args[0], 1) if len(args) == 1 else (*args, 1)[:3]
+    dtype = kwargs.get("dtype")
+    if dtype is None:
+        dtype = torch.int64 if all(isinstance(n, int) for n in args) else torch.get_default_dtype()
+    return torch.empty(max(0, math.ceil((end - start) / step)), dtype=dtype, device=_META)
+
+
+def _linspace(args: Any, kwargs: Any) -> torch.Tensor:
+    return torch.empty(args[2], dtype=kwargs.get("dtype") or torch.get_default_dtype(), device=_META)
+
+
+def _eye(args: Any, kwargs: Any) -> torch.Tensor:
+    return torch.empty(args[0], args[-1], dtype=kwargs.get("dtype"), device=_META)
+
+
+#: Common operators whose meta functions are written in Python: the first call would import all of torch._dynamo.
+_SHAPES: dict[Any, Callable[[Any, Any], torch.Tensor]] = {
+    aten.arange: _arange,
+    aten.linspace: _linspace,
+    aten.eye: _eye,
+}
+
+
+def _tape_for(args: Any) -> Tape:
+    """The tape of the context that we are in, or, outside, the one that the tensors in ``args`` are from."""
+    if active.tape is not None:
+        return active.tape
+    found: list[Tape] = []
+    transform(args, Deferred, lambda tensor: found.append(tensor._value.storage.tape))
+    return found[0]
+
+
+def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
+    """Every operation inside a context, and every operation on a deferred tensor outside."""
+    return _SPECIAL.get(func, _record_operation)(func, args, kwargs)
+
+
+def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
+    """The general way of an operation into the tape."""
+    signature = _signature(func)
+    tape = active.tape or _tape_for((args, kwargs))
+    values: list[Value] = []
+
+    def value_of(tensor: torch.Tensor) -> Value:
+        value = tensor._value if isinstance(tensor, Deferred) else value_of_tensor(tensor, tape)
+        values.append(value)
+        return value
+
+    vargs = transform(args, torch.Tensor, value_of)
+    vkwargs = transform(kwargs, torch.Tensor, value_of) if kwargs else kwargs
+    device = kwargs.get("device") if kwargs else None
+    if device is None:
+        device = _device_of(values)
+    if device.type == "meta":  # what the constructor itself puts on meta stays there
+        return func(*args, **kwargs)
+    written_objects = [args[i] if i < len(args) else kwargs.get(name) for i, name in signature.writes]
+    written = [vargs[i] if i < len(vargs) else vkwargs.get(name) for i, name in signature.writes]
+    creation = None if values and signature.writes else _CREATIONS.get(func._schema.name[6:])
+    if creation is not None:
+        return _create(func, vargs, vkwargs, device, tape, creation, func.overloadpacket.__name__)
+    if signature.reshapes:
+        return _reshape_in_place(func, args, vargs, vkwargs)
+    flat_written: list[Value] = []
+    transform(written, Value, flat_written.append)
+    reads_values = signature.reads_values
+    if func is aten.index.Tensor:  # its shape depends on values only where a mask chooses
+        reads_values = any(isinstance(i, Value) and i.shadow.dtype in (torch.bool, torch.uint8) for i in vargs[1])
+    if reads_values or any(value.storage.shared is not None for value in flat_written):
+        return _run_now(func, signature, vargs, vkwargs, written_objects, flat_written, tape)
+
+    if signature.returns_written == (0,) and len(values) == 1 and not signature.out:
+        results = written_objects[0]  # in place, alone: nothing that a meta function could find wrong
+        outs: tuple[Value | None, ...] = ()
+        aliases = True
+    else:
+        try:
+            shape = None if values else _SHAPES.get(func.overloadpacket)
+            if shape is not None:
+                shadows = shape(vargs, vkwargs)
+            else:
+                on_meta = _on_meta(signature, vkwargs, device, _shadow)
+                shadows = func(*transform(vargs, Value, _shadow), **on_meta)
+        except (NotImplementedError, torch._subclasses.fake_tensor.DynamicOutputShapeException):
+            return _run_now(func, signature, vargs, vkwargs, written_objects, flat_written, tape)
+        results, outs, aliases = _results(signature, shadows, written_objects, values, device, tape)
+    if flat_written or not aliases:
+        record(tape, func, vargs, vkwargs, flat_written, outs, signature.overwrites, signature.random)
+    return results
+
+
+def record(
+    tape: Tape,
+    func: Callable[..., Any],
+    args: Any,
+    kwargs: dict[str, Any],
+    written: list[Value],
+    outs: tuple[Value | None, ...] = (),
+    overwrites: bool = False,
+    random: bool = False,
+) -> Entry:
+    """Write one operation into the tape. Memory that others share is captured as it is now."""
+    reads: list[Value] = []
+    skip = {id(value) for value in written}
+
+    def read(value: Value) -> Value:
+        if id(value) in skip:
+            return value
+        if value.storage.shared is not None:
+            value = capture(value)
+        if value.storage.constant is None:
+            reads.append(value)
+        return value
+
+    args = transform(args, Value, read)
+    kwargs = transform(kwargs, Value, read)
+    generator = kwargs.get("generator")
+    if random and generator is not None and generator is not torch.default_generator:
+        func, random = _with_generator(func, args, kwargs, overwrites, written)
+        kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
+    entry = Entry(
+        tape,
+        func,
+        tuple(args),
+        kwargs,
+        reads=tuple(reads),
+        writes=tuple(written),
+        outs=outs,
+        overwrites=overwrites,
+        random=random,
+    )
+    if random:
+        tape.append(entry)
+    return entry
+
+
+def _with_generator(
+    func: Callable[..., Any],
+    args: Any,
+    kwargs: dict[str, Any],
+    overwrites: bool,
+    written: list[Value],
+) -> tuple[Callable[..., Any], bool]:
+    """``func`` with a generator of the caller's: bound to the state that it has now, and run once to move it on.
+
+    Also says whether it draws from torch's default generator all the same, as ``torch.nn.init.sparse_`` does.
+    """
+    generator: torch.Generator = kwargs["generator"]
+    state = generator.get_state()
+
+    def replay(*args: Any, **kwargs: Any) -> Any:
+        private = torch.Generator(generator.device)
+        private.set_state(state)
+        return func(*args, **kwargs, generator=private)
+
+    scratch = {id(value) for value in written}
+
+    def real(value: Value) -> torch.Tensor:
+        if id(value) not in scratch:
+            return evaluate(value)
+        if overwrites:
+            return torch.empty_like(value.shadow, device=value.storage.device)
+        return evaluate(value).clone()
+
+    before = torch.default_generator.get_state()
+    with outside(), private_state(before):
+        func(*transform(args, Value, real), **transform(kwargs, Value, real))
+        moved = not torch.equal(before, torch.default_generator.get_state())
+    return replay, moved
+
+
+def _shadow(value: Value) -> torch.Tensor:
+    return value.shadow
+
+
+def _device_of(values: list[Value]) -> torch.device:
+    """The device of a result, by torch's rule: a CPU scalar follows the others."""
+    device = _CPU
+    for value in values:
+        device = value.storage.device
+        if device.type != "cpu" or value.shadow.dim() > 0:
+            return device
+    return device
+
+
+def _on_meta(
+    signature: _Signature, kwargs: dict[str, Any], device: torch.device, shadow: Callable[[Value], torch.Tensor]
+) -> dict[str, Any]:
+    if not kwargs and not signature.takes_device:
+        return kwargs
+    kwargs = transform(kwargs, Value, shadow)
+    kwargs.pop("pin_memory", None)
+    if "generator" in kwargs:
+        kwargs["generator"] = None
+    if signature.takes_device:
+        kwargs["device"] = _META
+    return kwargs
+
+
+def _results(
+    signature: _Signature, shadows: Any, written: list[Any], values: list[Value], device: torch.device, tape: Tape
+) -> tuple[Any, tuple[Value | None, ...], bool]:
+    """The call's results as deferred tensors, those of them in fresh storages, and whether there is none of these."""
+    outs: list[Value | None] = []
+    sequence = isinstance(shadows, (list, tuple))
+    results: list[Any] = []
+    for i, shadow in enumerate(shadows if sequence else (shadows,)):
+        which = signature.returns_written[i] if i < len(signature.returns_written) else None
+        out = None
+        if which is not None:
+            results.append(written[which])
+        elif isinstance(shadow, torch.Tensor):
+            alias = next(
+                (
+                    v.storage
+                    for v in values
+                    if torch._C._is_alias_of(v.shadow, shadow)  # type: ignore[attr-defined]
+                ),
+                None,
+            )
+            value = Value(shadow, alias or Storage(shadow, device, tape))
+            if alias is None:
+                out = value
+            results.append(wrap(value))
+        else:
+            results.append(shadow)
+        outs.append(out)
+    aliases = all(out is None for out in outs)
+    return (type(shadows)(results) if sequence else results[0]), (() if aliases else tuple(outs)), aliases
+
+
+def _create(
+    func: Any,
+    args: Any,
+    kwargs: dict[str, Any],
+    device: torch.device,
+    tape: Tape,
+    creation: Callable[[Any, Any], tuple[Any, tuple[Any, ...]] | None],
+    name: str,
+) -> Deferred:
+    on_meta = _on_meta(_signature(func), kwargs, device, _shadow)
+    on_meta.pop("generator", None)
+    if name in _EMPTY_SHAPED:
+        shadow = torch.empty(args[0], **on_meta)
+    elif name in ("rand_like", "randn_like"):
+        shadow = torch.empty_like(args[0].shadow, **on_meta)
+    else:
+        shadow = func(*transform(args, Value, _shadow), **on_meta)
+    value = Value(shadow, Storage(shadow, device, tape))
+    write = creation(args, kwargs)
+    if write is not None:
+        inplace, arguments = write
+        random = _signature(inplace).random
+        generator = kwargs.get("generator") or (args[1] if func._overloadname == "generator" else None)
+        keywords = {"generator": generator} if generator is not None else {}
+        record(tape, inplace, (value, *arguments), keywords, [value], overwrites=True, random=random)
+    return wrap(value)
+
+
+def _reshape_in_place(func: Any, args: Any, vargs: Any, vkwargs: Any) -> Any:
+    """``t_``, ``unsqueeze_``, ``resize_``: on a shadow of its own, since other tensors may show the old one."""
+    value = vargs[0]
+    view = value.shadow.detach()
+    func(view, *transform(vargs[1:], Value, _shadow), **transform(vkwargs, Value, _shadow))
+    become(args[0], Value(view, value.storage))
+    return args[0]
+
+
+def _run_now(
+    func: Any, signature: _Signature, vargs: Any, vkwargs: Any, objects: list[Any], written: list[Value], tape: Tape
+) -> Any:
+    """Run an operation on values, because its result's shape or type, or somebody else's memory, depends on them."""
+    for value in written:  # memory in which the change has to be seen from outside
+        if value.storage.shared is None:
+            value.storage.shared = read(value).untyped_storage()
+    with outside():
+        if signature.random:
+            result = _draw_now(func, vargs, vkwargs, written, tape)
+        else:
+            result = func(*transform(vargs, Value, read), **transform(vkwargs, Value, read))
+    if signature.returns_written and signature.returns_written[0] is not None:
+        return objects[0] if len(signature.returns_written) == 1 else tuple(objects)
+    return transform(result, torch.Tensor, lambda real: wrap(adopt(real, tape)))
+
+
+def _draw_now(func: Any, vargs: Any, vkwargs: Any, written: list[Value], tape: Tape) -> Any:
+    """A random operation on memory that exists: its place in the order of draws is kept, its outcome is written now."""
+    copies = {id(value): _fresh_copy(value, tape) for value in written}
+    args = transform(vargs, Value, lambda value: copies.get(id(value), value))
+    kwargs = transform(vkwargs, Value, lambda value: copies.get(id(value), value))
+    record(tape, func, args, kwargs, list(copies.values()), random=True)
+    for value in written:
+        read(value).copy_(evaluate(copies[id(value)]))
+
+
+def _fresh_copy(value: Value, tape: Tape) -> Value:
+    source = capture(value)
+    target = Value(source.shadow, Storage(source.shadow, source.storage.device, tape))
+    Entry(tape, aten.copy_.default, (target, source), {}, writes=(target,), overwrites=True)
+    return target
+
+
+type(active).dispatch = staticmethod(dispatch)

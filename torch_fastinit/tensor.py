@@ -1,0 +1,287 @@
+"""The deferred tensor: a wrapper subclass whose contents are a recording.
+
+Autograd, parameters, hooks and modules see an ordinary tensor of the right shape, dtype, stride and device. Each
+operation on one arrives at :func:`torch_fastinit.recorder.dispatch`; what asks for contents, such as ``tolist``,
+evaluates them on the spot.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torch_fastinit.replay import closure, evaluate, outside
+from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, clock
+
+__all__ = [
+    "Deferred",
+    "active",
+    "adopt",
+    "as_subclass",
+    "become",
+    "capture",
+    "current_tape",
+    "deferred_class",
+    "read",
+    "set_class",
+    "uninitialized",
+    "value_of_tensor",
+    "wrap",
+]
+
+aten = torch.ops.aten
+_META = torch.device("meta")
+
+
+class _Active(threading.local):
+    """The context that this thread is in; and, for all threads, what records operations: recorder.py puts it here."""
+
+    tape: Tape | None = None
+    dispatch: Callable[[Any, Any, Any], Any]
+
+
+active = _Active()
+
+
+def current_tape() -> Tape | None:
+    """The tape of the context that this thread is in."""
+    return active.tape
+
+
+class Deferred(torch.Tensor):
+    """A tensor whose contents are a recording."""
+
+    _value: Value
+    _is_param: bool
+    _was_meta: bool
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return active.dispatch(func, args, kwargs or {})
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self._value.storage.device if active.tape is not None else _META
+
+    @property
+    def is_meta(self) -> bool:  # type: ignore[override]
+        return active.tape is None
+
+    @property
+    def is_cpu(self) -> bool:  # type: ignore[override]
+        return self.device.type == "cpu"
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return self.device.type == "cuda"
+
+    @property
+    def data(self) -> torch.Tensor:
+        return wrap(self._value)
+
+    @data.setter
+    def data(self, other: torch.Tensor) -> None:
+        with outside():
+            become(self, value_of_tensor(other, self._value.storage.tape))
+
+    def numpy(self, *, force: bool = False) -> Any:
+        if self.requires_grad and not force:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+        storage = self._value.storage
+        with outside():
+            real = read(self._value)
+            if storage.shared is None:  # from here on, numpy code may write to this memory
+                storage.shared = real.untyped_storage()
+            return real.numpy(force=force)
+
+    def __array__(self, dtype: Any = None) -> Any:
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def tolist(self) -> Any:
+        with outside():
+            return read(self._value).tolist()
+
+    def data_ptr(self) -> int:
+        """A number that tells memories apart, as an address does: there is nothing at it."""
+        return int(self._value.shadow.untyped_storage()._cdata) + int(self.storage_offset()) * self.element_size()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self._value.shadow.untyped_storage()
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        prefix = "Parameter containing:\n" if isinstance(self, torch.nn.Parameter) else ""
+        if active.tape is None:
+            return f"{prefix}Deferred(..., size={tuple(self.shape)}, dtype={self.dtype})"
+        with outside():
+            real = evaluate(self._value)
+            return prefix + repr(real.requires_grad_(self.requires_grad) if self.is_leaf else real)
+
+    def __format__(self, spec: str) -> str:
+        return self.item().__format__(spec) if self.dim() == 0 else object.__format__(self, spec)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        if id(self) in memo:
+            known: torch.Tensor = memo[id(self)]
+            return known
+        if self.__dict__.get("_is_param"):  # as torch.nn.Parameter does: without attributes, in memory of its own
+            parameter = memo[id(self)] = torch.nn.Parameter(self.data.clone(), self.requires_grad)
+            return parameter
+        if not self.is_leaf:
+            raise RuntimeError(
+                "Only Tensors created explicitly by the user support the deepcopy protocol at the moment"
+            )
+        with outside():
+            new = wrap(_deepcopy_value(self._value, memo))
+        new.requires_grad_(self.requires_grad)
+        memo[id(self)] = new
+        for name, attribute in self.__dict__.items():
+            if name != "_value":
+                setattr(new, name, copy.deepcopy(attribute, memo))
+        return new
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise RuntimeError(
+            f"a deferred tensor of shape {tuple(self.shape)} has no contents to save: "
+            "call fastinit.materialize(module) first"
+        )
+
+
+@functools.cache
+def deferred_class(cls: type[torch.Tensor]) -> type[Deferred]:
+    """A class of deferred tensors for a class of tensors that is made by ``torch.Tensor._make_subclass``."""
+
+    def get(self: torch.Tensor) -> type:
+        return type(self)
+
+    def change(self: torch.Tensor, new: type[torch.Tensor]) -> None:
+        """Assigning to ``__class__``: ``UninitializedParameter.materialize`` makes itself a parameter in this way."""
+        if not issubclass(new, Deferred):
+            if new is torch.nn.Parameter:
+                self._is_param = True
+            new = Deferred if new in (torch.nn.Parameter, torch.Tensor) else deferred_class(new)
+        set_class(self, new)
+
+    metaclass: Any = type(cls)
+    made: type[Deferred] = metaclass(
+        cls.__name__, (cls, Deferred), {"_eager_class": cls, "__class__": property(get, change)}
+    )
+    return made
+
+
+def set_class(tensor: torch.Tensor, cls: type[torch.Tensor]) -> None:
+    """Assign to ``__class__``, whatever the class makes of that."""
+    object.__dict__["__class__"].__set__(tensor, cls)
+
+
+def as_subclass(data: Deferred, cls: type[torch.Tensor], requires_grad: bool) -> Deferred:
+    """What ``torch.Tensor._make_subclass(cls, data, requires_grad)`` makes of a real tensor."""
+    with outside():
+        if cls is torch.nn.Parameter:
+            tensor = wrap(data._value)
+            tensor._is_param = True
+        else:
+            tensor = wrap(data._value, cls if issubclass(cls, Deferred) else deferred_class(cls))
+        tensor.requires_grad_(requires_grad)
+    return tensor
+
+
+def wrap(value: Value, cls: type[Deferred] = Deferred) -> Deferred:
+    """A deferred tensor that shows ``value``."""
+    shadow = value.shadow
+    tensor: Deferred = torch.Tensor._make_wrapper_subclass(
+        cls,
+        shadow.shape,
+        strides=shadow.stride(),
+        storage_offset=shadow.storage_offset(),
+        dtype=shadow.dtype,
+        device=value.storage.device,
+    )
+    tensor._value = value
+    return tensor
+
+
+def uninitialized(like: torch.Tensor, device: torch.device, tape: Tape) -> Deferred:
+    """A deferred tensor with the metadata of ``like`` that nothing has written yet."""
+    shadow = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=_META)
+    return wrap(Value(shadow, Storage(shadow, device, tape)))
+
+
+def become(tensor: Deferred, value: Value) -> None:
+    """Let ``tensor`` show another value, as assigning to ``.data`` does."""
+    torch.Tensor.data.__set__(tensor, wrap(value))  # type: ignore[attr-defined]
+    tensor._value = value
+
+
+def read(value: Value) -> torch.Tensor:
+    """The contents of a value, for code that asked for them."""
+    if active.tape is None and value.storage.shared is None:
+        entries = closure([(value.storage, next(clock))])
+        if not all(entry.constant for entry in entries):
+            raise RuntimeError(
+                f"a deferred tensor of shape {tuple(value.shadow.shape)} has random contents that are not drawn yet: "
+                "read it inside fastinit.deferred(), or call fastinit.materialize(module) first"
+            )
+    return evaluate(value)
+
+
+def _deepcopy_value(value: Value, memo: dict[int, Any]) -> Value:
+    """Copy the storage whole, once for all tensors that share it."""
+    old = value.storage
+    key = id(old)
+    new: Storage
+    if key in memo:
+        new = memo[key]
+    else:
+        base = torch.empty(old.nbytes, dtype=torch.uint8, device=_META)
+        new = memo[key] = Storage(base, old.device, old.tape)
+        if old.shared is not None:
+            new.shared = old.shared.clone()
+        elif old.writes:
+            everything = torch.empty(0, dtype=torch.uint8, device=_META).set_(old.base.untyped_storage())
+            source, target = Value(everything, old), Value(base, new)
+            Entry(
+                old.tape, aten.copy_.default, (target, source), {}, reads=(source,), writes=(target,), overwrites=True
+            )
+    return Value(_reseat(value.shadow, new.base), new)
+
+
+def _reseat(shadow: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """``shadow``'s view of another storage."""
+    return as_real(shadow, base.untyped_storage())
+
+
+# --- real tensors that come in ----------------------------------------------------------------------------------------
+
+
+def adopt(real: torch.Tensor, tape: Tape) -> Value:
+    """A real tensor as a value in memory that it goes on sharing."""
+    storage = real.untyped_storage()
+    base = torch.empty(storage.nbytes(), dtype=torch.uint8, device=_META)
+    value = Value(_reseat(real, base), Storage(base, real.device, tape))
+    value.storage.shared = storage
+    return value
+
+
+def capture(value: Value) -> Value:
+    """A copy of shared memory as it is now, for an entry to read later."""
+    shared = value.storage.shared
+    assert shared is not None
+    real = as_real(value.shadow, shared).clone()
+    shadow = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device=_META)
+    storage = Storage(shadow, value.storage.device, value.storage.tape)
+    storage.constant = real.untyped_storage()
+    return Value(shadow, storage)
+
+
+def value_of_tensor(tensor: torch.Tensor, tape: Tape) -> Value:
+    return tensor._value if isinstance(tensor, Deferred) else adopt(tensor.detach(), tape)
