@@ -10,12 +10,13 @@ STAMPS := $(VENV)/.stamps
 
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h)
 
-.PHONY: help demo test bench lint format build clean
+.PHONY: help demo test zoo bench lint format build clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   build two real models, eagerly and with torch_fastinit; print a table and write demo.png"
 	@echo "make test   the whole test suite, doctests and the documentation's snippets"
+	@echo "make zoo    every transformers architecture of at most 40 million parameters, against eager construction"
 	@echo "make bench  speed of every fill against torch, side by side"
 	@echo "make lint   ruff, mypy and clang-format, changing nothing"
 	@echo "make format ruff and clang-format, changing files"
@@ -26,6 +27,9 @@ demo: build
 
 test: build
 	$(BIN)/python -m pytest $(ARGS)
+
+zoo: build
+	$(BIN)/python tests/zoo/zoo.py $(ARGS)
 
 bench: build
 	$(BIN)/python benchmarks/bench.py --json build/bench.json $(ARGS)

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,15 @@ SHRINKS: list[dict[str, Callable[[int], int]]] = [
 ]
 
 
-def configs() -> Iterator[tuple[str, Any, Any]]:
-    """Name, model class and configuration class of every architecture that has both."""
+def configs(names: Collection[str] = ()) -> Iterator[tuple[str, Any, Any]]:
+    """Name, model class and configuration class of every architecture (of these names) that has both."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     for key in sorted(CONFIG_MAPPING_NAMES):
         found = MODEL_MAPPING_NAMES.get(key)
-        if found is None:
+        if found is None or (names and key not in names):
             continue
         for name in found if isinstance(found, (tuple, list)) else (found,):
             with contextlib.suppress(Exception):
@@ -169,8 +169,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.use_deterministic_algorithms(True)
     with quiet():
-        known = list(configs())
-    known = [row for row in known if not arguments.names or row[0] in arguments.names]
+        known = list(configs(arguments.names))
     results, skipped = [], []
     start = time.perf_counter()
     for i, (name, model_class, config_class) in enumerate(known):
