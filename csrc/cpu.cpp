@@ -6,6 +6,8 @@
 #include <system_error>
 #include <thread>
 
+#include "floating_point.h"
+
 namespace fastinit {
 
 #define FASTINIT_DECLARE(isa)   \
@@ -42,24 +44,6 @@ std::vector<Choice> choices() {
 }
 
 std::atomic<const Kernels*> chosen{choices().front().kernels};
-
-// A thread computes in the IEEE default: round to nearest, subnormals kept, whatever torch.set_flush_denormal says.
-class DefaultFloatingPoint {
- public:
-#if defined(__x86_64__)
-  DefaultFloatingPoint() : saved_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(0x1f80); }
-  ~DefaultFloatingPoint() { __builtin_ia32_ldmxcsr(saved_); }
-
- private:
-  unsigned saved_;
-#elif defined(__aarch64__)
-  DefaultFloatingPoint() : saved_(__builtin_aarch64_get_fpcr()) { __builtin_aarch64_set_fpcr(0); }
-  ~DefaultFloatingPoint() { __builtin_aarch64_set_fpcr(saved_); }
-
- private:
-  unsigned saved_;
-#endif
-};
 
 // A part of a fill that one thread does at a time.
 struct Piece {

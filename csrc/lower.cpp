@@ -7,6 +7,7 @@
 #include <string>
 
 #include "coefficients.h"
+#include "floating_point.h"
 
 namespace fastinit {
 namespace {
@@ -313,7 +314,11 @@ int item_size_of(int64_t dtype) {
 }
 
 // 64 bits that travel as two doubles of 32 bits each, low first.
-uint64_t word_of(double low, double high) { return static_cast<uint64_t>(high) << 32 | static_cast<uint64_t>(low); }
+uint64_t word_of(double low, double high) {
+  constexpr double kEnd = 0x1p32;
+  if (!(low >= 0.0 && low < kEnd && high >= 0.0 && high < kEnd)) malformed("half of a word is not one of 32 bits");
+  return static_cast<uint64_t>(high) << 32 | static_cast<uint64_t>(low);
+}
 
 bool is_float(DType dtype) { return dtype >= DType::f32 && dtype <= DType::e5m2; }
 
@@ -323,7 +328,8 @@ void lower_eye_or_dirac(Fill& fill, const std::vector<int64_t>& shape, const std
     if (shape.size() != 2) malformed("eye takes a matrix");
     c = {0, 1, shape[0] * shape[1], shape[0] < shape[1] ? shape[0] : shape[1], shape[1] + 1};
   } else {
-    if (shape.size() < 3 || p.size() != 1 || p[0] < 1) malformed("dirac takes 3 dimensions or more and groups");
+    if (shape.size() < 3 || p.size() != 1 || !(p[0] >= 1.0 && p[0] <= 0x1p53))
+      malformed("dirac takes 3 dimensions or more and groups");
     int64_t kernel = 1, centre = 0;
     for (size_t d = 2; d < shape.size(); ++d) {
       kernel *= shape[d];
@@ -386,6 +392,7 @@ void lower_random(Fill& fill, const std::vector<double>& p) {
 
 std::vector<Fill> lower(const std::vector<int64_t>& tensors, const std::vector<int64_t>& recipe,
                         const std::vector<double>& params) {
+  const DefaultFloatingPoint guard;  // constants, too, have subnormals
   std::vector<Fill> fills;
   Reader<int64_t> layout(tensors), how(recipe);
   Reader<double> numbers(params);
@@ -413,6 +420,7 @@ std::vector<Fill> lower(const std::vector<int64_t>& tensors, const std::vector<i
     int64_t jump = 1;
     bool empty = false;
     for (size_t d = sizes.size(); d-- > 0;) {
+      if (sizes[d] < 0) malformed("a negative size");
       if (offsets[d] < 0 || offsets[d] > shape[d] - sizes[d]) malformed("a region leaves its logical tensor");
       jumps[d] = jump;
       fill.first += static_cast<uint64_t>(offsets[d] * jump);
@@ -431,6 +439,7 @@ std::vector<Fill> lower(const std::vector<int64_t>& tensors, const std::vector<i
       case Kind::bits: {
         if (fill.dtype != DType::i32 || p.size() != 3) malformed("bits takes int32 and an offset");
         // The offset has 66 bits, of which whole groups of 32 blocks, 128 words, go into first_block.
+        if (!(p[2] >= 0.0 && p[2] < 4.0)) malformed("an offset has 66 bits");
         const uint64_t low = word_of(p[0], p[1]), high = static_cast<uint64_t>(p[2]);
         fill.first_block = (high << 62 | low >> 2) & ~uint64_t{31};
         fill.first += low & 127;
@@ -445,10 +454,13 @@ std::vector<Fill> lower(const std::vector<int64_t>& tensors, const std::vector<i
         if (shape.size() != 2 || p.size() != 4) malformed("sparse takes a matrix, sparsity, std and a second stream");
         if (!is_float(fill.dtype)) malformed("a random fill of a dtype that is not floating");
         if (shape[0] >= int64_t{1} << 31) malformed("sparse takes less than 2^31 rows");
-        const int64_t zeros = static_cast<int64_t>(std::ceil(p[0] * static_cast<double>(shape[0])));
+        const double rows = static_cast<double>(shape[0]);
+        double zeros = std::ceil(p[0] * rows);
+        if (!(zeros > 0.0)) zeros = 0.0;
+        if (zeros > rows) zeros = rows;
         fill.sparse = {shape[0],
                        shape[1],
-                       zeros > shape[0] ? shape[0] : zeros,
+                       static_cast<int64_t>(zeros),
                        offsets[0],
                        offsets[1],
                        word_of(p[2], p[3]),
