@@ -231,7 +231,9 @@ def test_real_tensors_are_left_alone():
     fastinit.materialize(model)
     assert model.b.weight is before
     assert torch.equal(before, copy)
+    state = torch.get_rng_state()
     assert fastinit.materialize(model) is model
+    assert torch.equal(state, torch.get_rng_state())  # nothing to do, no seed drawn
 
 
 def test_a_buffer_that_nothing_writes_is_zero_and_listed():
@@ -288,6 +290,8 @@ def test_a_parameter_that_nothing_writes():
         ({"dtype": lambda name, t: "bfloat15"}, TypeError, "dtype for 'a.weight'.*'bfloat15'"),
         ({"device": "cuda:7"}, RuntimeError, "'a.weight'.*cuda:7"),
         ({"device": "nowhere"}, RuntimeError, "nowhere"),
+        ({"seed": "zero"}, TypeError, "str"),
+        ({"names": lambda name: 3}, TypeError, "a.weight.*must be a string, not 3"),
         ({"replay": "numpy"}, ValueError, "numpy"),
         ({"replay": "torch", "seed": 1}, ValueError, "manual_seed"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch_fastinit.builder import Builder, TorchBuilder, unwritten_elements
 from torch_fastinit.inplace import put_in_place
 from torch_fastinit.meta import stand_in, was_meta
-from torch_fastinit.planner import DtypeRule, make_plan, own_draws, streams_of, targets_of
+from torch_fastinit.planner import DtypeRule, Target, make_plan, own_draws, streams_of, targets_of
 from torch_fastinit.replay import outside
 from torch_fastinit.stream import draw_seed, to_signed
 from torch_fastinit.tensor import Deferred
@@ -54,7 +55,8 @@ def materialize(
         ``module``.
 
     Raises:
-        TypeError: ``module`` is not a module, or ``dtype`` is or returns something that is no dtype.
+        TypeError: ``module`` is not a module, ``seed`` not an integer, ``dtype`` is or returns something that is no
+            dtype, or ``names`` something that is no string.
         RuntimeError: nothing writes a parameter; the device is not there; memory ran out; a recorded operation failed.
             The message names the tensors, and the module is as it was.
         ValueError: ``replay`` is neither None nor ``"torch"``, or ``seed`` is given with it.
@@ -78,17 +80,21 @@ def materialize(
             'replay="torch" takes its random numbers from torch\'s generator: use torch.manual_seed(), not seed='
         )
     where = None if device is None else torch.device(device)
-    undo = stand_in(module, where)
+    if seed is not None:
+        seed = to_signed(operator.index(seed))
+    targets = targets_of(module)
+    undo = stand_in(module, targets, where)
     try:
-        _materialize(module, where, dtype, seed, names, replay, verify)
+        _materialize(targets_of(module) if undo else targets, where, dtype, seed, names, replay, verify)
     except BaseException:
-        undo()
+        if undo:
+            undo()
         raise
     return module
 
 
 def _materialize(
-    module: torch.nn.Module,
+    targets: Sequence[Target],
     where: torch.device | None,
     dtype: DtypeRule,
     seed: int | None,
@@ -96,8 +102,9 @@ def _materialize(
     replay: str | None,
     verify: bool,
 ) -> None:
-    targets = targets_of(module)
     deferred = [target for target in targets if isinstance(target.tensor, Deferred)]
+    if not deferred:
+        return
     works = make_plan(deferred, where, dtype)
     lost = [work.target.name for work in works if work.how in ("unwritten", "zeros") and was_meta(work.target.tensor)]
     if lost:
@@ -117,7 +124,7 @@ def _materialize(
             builder = TorchBuilder(works, 0, {})
         else:
             streams = streams_of(own_draws(deferred, names))
-            builder = Builder(works, to_signed(draw_seed() if seed is None else seed), streams)
+            builder = Builder(works, draw_seed() if seed is None else seed, streams)
         if verify:
             _verify(builder)
         put_in_place(works, builder.build())

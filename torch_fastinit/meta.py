@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
@@ -12,6 +12,9 @@ from torch_fastinit.deferred import deferred
 from torch_fastinit.inplace import swap
 from torch_fastinit.replay import outside
 from torch_fastinit.tensor import Deferred, current_tape, uninitialized
+
+if TYPE_CHECKING:
+    from torch_fastinit.planner import Target
 
 __all__ = ["stand_in", "was_meta"]
 
@@ -22,19 +25,21 @@ def was_meta(tensor: torch.Tensor) -> bool:
 
 
 def _is_plain_meta(tensor: torch.Tensor) -> bool:
-    return tensor.is_meta and not isinstance(tensor, (Deferred, UninitializedTensorMixin))
+    return not isinstance(tensor, (Deferred, UninitializedTensorMixin)) and tensor.is_meta
 
 
-def stand_in(module: torch.nn.Module, device: torch.device | None) -> Callable[[], None]:
+def stand_in(
+    module: torch.nn.Module, targets: Sequence[Target], device: torch.device | None
+) -> Callable[[], None] | None:
     """Make plain meta tensors of ``module`` deferred ones, as the module's initialisers leave them.
 
-    Returns a function that makes them what they were. Real tensors are not touched: they, too, have stand-ins while the
-    initialisers run.
+    Returns a function that makes them what they were, or None if there were none. Real tensors are not touched: they,
+    too, have stand-ins while the initialisers run.
     """
-    tensors = list({id(t): t for ts in (module.parameters(), module.buffers()) for t in ts}.values())
+    tensors = [target.tensor for target in targets if target.role != "attribute"]
     meta = [t for t in tensors if _is_plain_meta(t)]
     if not meta:
-        return lambda: None
+        return None
     swapped: list[tuple[torch.Tensor, torch.Tensor]] = []
     # Initialisers leave marks on modules ("already initialised") and tie tensors: both are undone with the rest.
     marks = [(d, dict(d)) for m in module.modules() for d in _dictionaries(m)]

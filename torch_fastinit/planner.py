@@ -7,6 +7,7 @@ is run as it was recorded, with random draws from the stream (docs/stream.md, se
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -43,6 +44,7 @@ class Target:
 
 #: Classes of attributes that hold no tensor: looked at first, since modules have many of them.
 _PLAIN = frozenset({bool, int, float, str, type(None)})
+_CONTAINERS = frozenset({dict, list, tuple, set, OrderedDict})
 _REGISTRIES = frozenset({"_parameters", "_buffers", "_modules"})
 
 
@@ -67,7 +69,9 @@ def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
     def own(path: str, child: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for name, item in child.__dict__.items():
-            if item.__class__ not in _PLAIN and name not in _REGISTRIES:
+            if item.__class__ in _PLAIN or name in _REGISTRIES or (item.__class__ in _CONTAINERS and not item):
+                continue
+            if isinstance(item, (torch.Tensor, dict, list, tuple, torch.nn.Module)):
                 yield from walk(f"{path}.{name}" if path else name, item)
 
     for path, child in module.named_modules():
@@ -106,6 +110,8 @@ def own_draws(targets: Sequence[Target], names: Callable[[str], str] | None) -> 
                     name = canonical_name(target.name)
                     if names is not None:
                         name = names(name)
+                        if not isinstance(name, str):
+                            raise TypeError(f"names({target.name!r}) must be a string, not {name!r}")
                 initializer = lowered(entry)
                 owned[entry] = name, number
                 number += 1 if initializer is None else initializer.draws
@@ -283,11 +289,13 @@ def plan(
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"plan() takes a torch.nn.Module, not {type(module).__name__}")
     where = _device(device)
-    undo = stand_in(module, where)
+    targets = targets_of(module)
+    undo = stand_in(module, targets, where)
     try:
-        return Plan(tuple(_rows(targets_of(module), where, dtype)))
+        return Plan(tuple(_rows(targets_of(module) if undo else targets, where, dtype)))
     finally:
-        undo()
+        if undo:
+            undo()
 
 
 def _rows(targets: Sequence[Target], device: torch.device | None, dtype: DtypeRule) -> Iterator[Row]:
