@@ -9,6 +9,8 @@ from torch import nn
 
 import torch_fastinit as fastinit
 from torch_fastinit.builder import Builder
+from torch_fastinit.initializers import Normal
+from torch_fastinit.ops import Fill, fill
 from torch_fastinit.planner import make_plan, own_draws, streams_of, targets_of
 
 
@@ -126,10 +128,30 @@ def test_views_of_one_storage_share_final_memory():
             nn.init.normal_(self.a)
             nn.init.ones_(self.b)
 
-    module = fastinit.materialize(deferred(Flat), seed=0)
+    module = deferred(Flat)
+    fastinit.materialize(module, seed=0)
     assert module.a.untyped_storage()._cdata == module.flat.untyped_storage()._cdata
     assert torch.equal(module.flat[:8], module.a.flatten())
     assert module.flat[8:].tolist() == [1] * 16
+
+
+def test_a_draw_into_a_part_belongs_to_the_tensor_that_shows_it():
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            flat = torch.empty(32)
+            self.a = nn.Parameter(flat[:8])
+            self.b = nn.Parameter(flat[8:24])
+            for part in (flat[24:], self.b, self.a):  # the first is no tensor's
+                nn.init.normal_(part)
+            self.c = nn.Parameter(flat[8:24] * 2)
+
+    module = fastinit.materialize(deferred(Halves), seed=0)
+    for name, size in (("a", 8), ("b", 16)):
+        want = torch.empty(size)
+        fill([Fill(want, Normal(), 0, fastinit.stream_id(name))])
+        assert torch.equal(getattr(module, name), want)
+    assert torch.equal(module.c, module.b * 2)
 
 
 def test_the_table():

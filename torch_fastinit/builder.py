@@ -13,7 +13,7 @@ from torch_fastinit.ops import Fill, fill
 from torch_fastinit.planner import Work
 from torch_fastinit.replay import Replay, allocate, closure, freeze, from_state, poisoned
 from torch_fastinit.stream import mixed_seed
-from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real
+from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, need
 from torch_fastinit.tensor import Deferred
 
 __all__ = ["Builder", "TorchBuilder", "unwritten_elements"]
@@ -68,7 +68,8 @@ class Builder:
             real, fresh = self._memory(work)
             self.reals[id(work)] = real
             if fresh:
-                for level, step in enumerate(work.steps):
+                steps = [s for s in work.steps if not s.entry.random or s.entry in self.streams]  # others: no tensor's
+                for level, step in enumerate(steps):
                     if level == len(waves):
                         waves.append([])
                     waves[level].append((work, self._place(step, real)))
@@ -103,7 +104,7 @@ class Builder:
 
     def _replay(self, replays: dict[Storage, list[Work]]) -> None:
         """Run what could not be filled."""
-        entries = closure([(storage, float("inf")) for storage in replays])
+        entries = closure([need(work.value) for works in replays.values() for work in works])
         freeze([entry for entry in entries if entry.random and entry.seeded])
         self._run(entries, replays)
 
@@ -155,7 +156,7 @@ class TorchBuilder(Builder):
 
     def build(self) -> list[torch.Tensor]:
         tapes = {work.value.storage.tape for work in self.works}
-        tapes |= {entry.tape for entry in closure([(work.value.storage, float("inf")) for work in self.works])}
+        tapes |= {entry.tape for entry in closure([need(work.value) for work in self.works])}
         self._check(tapes)
         replays: dict[Storage, list[Work]] = {}
         for work in self.works:
@@ -164,7 +165,7 @@ class TorchBuilder(Builder):
             else:
                 replays.setdefault(work.value.storage, []).append(work)
         draws = [entry for tape in tapes for entry in tape.draws]
-        entries = closure([(storage, float("inf")) for storage in replays], draws)
+        entries = closure([need(work.value) for works in replays.values() for work in works], draws)
         saved = torch.default_generator.get_state()
         try:
             self._run(entries, replays)
@@ -208,8 +209,8 @@ def _deferred_parameters(tapes: set[Tape]) -> Iterator[Deferred]:
     for thing in gc.get_objects():
         if type(thing) is not Deferred or not thing.__dict__.get("_is_param"):
             continue
-        storage = thing._value.storage
-        if storage.tape in tapes and any(entry.random for entry in closure([(storage, float("inf"))])):
+        value = thing._value
+        if value.storage.tape in tapes and any(entry.random for entry in closure([need(value)])):
             yield thing
 
 

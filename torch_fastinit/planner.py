@@ -6,7 +6,6 @@ is run as it was recorded, with random draws from the stream (docs/stream.md, se
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -22,7 +21,7 @@ from torch_fastinit.lowering import FillStep, cast_step, fill_steps, lowered, sh
 from torch_fastinit.meta import stand_in
 from torch_fastinit.replay import closure, outside
 from torch_fastinit.stream import canonical_name, draw_stream, stream_id
-from torch_fastinit.tape import Entry, Storage, Value, covers_all
+from torch_fastinit.tape import Entry, Storage, Value, covers_all, need
 from torch_fastinit.tensor import Deferred
 
 __all__ = ["Plan", "Row", "Target", "Work", "make_plan", "own_draws", "plan", "streams_of", "targets_of"]
@@ -99,12 +98,12 @@ def own_draws(targets: Sequence[Target], names: Callable[[str], str] | None) -> 
     """The name and number of every live draw: it belongs to the first name whose value depends on it."""
     owned: dict[Entry, tuple[str, int]] = {}
     for target in targets:
-        storage = target.tensor._value.storage  # type: ignore[attr-defined]
-        if storage.shared is not None:
+        value = target.tensor._value  # type: ignore[attr-defined]
+        if value.storage.shared is not None:
             continue
         number = 0
         name: str | None = None
-        for entry in _dependencies(storage):
+        for entry in _dependencies(value):
             if entry.random and not entry.constant and entry not in owned:
                 if name is None:
                     name = canonical_name(target.name)
@@ -118,11 +117,11 @@ def own_draws(targets: Sequence[Target], names: Callable[[str], str] | None) -> 
     return owned
 
 
-def _dependencies(storage: Storage) -> Sequence[Entry]:
-    writes = storage.writes
+def _dependencies(value: Value) -> Sequence[Entry]:
+    writes = value.storage.writes
     if writes and covers_all(writes[-1]):
         return writes[-1:]
-    return closure([(storage, math.inf)])
+    return closure([need(value)])
 
 
 def streams_of(draws: dict[Entry, tuple[str, int]]) -> dict[Entry, int]:
@@ -308,7 +307,7 @@ def _rows(targets: Sequence[Target], device: torch.device | None, dtype: DtypeRu
             yield Row(target.name, shape, tensor.dtype, tensor.device, "", tensor.nbytes if shape else 0, "kept")
         else:
             size = torch.empty((), dtype=work.dtype, device="meta").element_size()
-            random = work.how != "shared" and any(e.random for e in _dependencies(work.value.storage))
+            random = work.how != "shared" and any(e.random for e in _dependencies(work.value))
             yield Row(
                 target.name,
                 tuple(tensor.shape),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, clock, live_writes, transform
+from torch_fastinit.tape import Entry, Need, Storage, Tape, Value, as_real, clock, live_writes, need, transform
 
 __all__ = ["Replay", "allocate", "closure", "evaluate", "freeze", "outside", "poisoned", "private_state"]
 
@@ -58,26 +59,27 @@ def outside() -> Iterator[None]:
         yield
 
 
-def closure(needs: Iterable[tuple[Storage, float]], entries: Iterable[Entry] = ()) -> list[Entry]:
-    """``entries`` and all that the contents of storages at given times depend on, in the order recorded."""
+def closure(needs: Iterable[Need], entries: Iterable[Entry] = ()) -> list[Entry]:
+    """``entries`` and all that parts of storages at given times depend on, in the order recorded."""
     found: dict[int, Entry] = {}
     stack = list(needs)
-    asked: set[tuple[int, float]] = set()
+    asked: set[tuple[int, float, float, float]] = set()
 
     def add(entry: Entry) -> None:
         if entry.time not in found:
             found[entry.time] = entry
-            stack.extend((value.storage, entry.time) for value in entry.reads)
+            stack.extend(need(value, entry.time) for value in entry.reads)
             if not entry.overwrites:
-                stack.extend((value.storage, entry.time) for value in entry.writes)
+                stack.extend(need(value, entry.time) for value in entry.writes)
 
     for entry in entries:
         add(entry)
     while stack:
-        storage, time = stack.pop()
-        if storage.constant is None and (id(storage), time) not in asked:
-            asked.add((id(storage), time))
-            for entry in live_writes(storage, time):
+        storage, *where = wanted = stack.pop()
+        key = (id(storage), *where)
+        if storage.constant is None and key not in asked:
+            asked.add(key)
+            for entry in live_writes(*wanted):
                 add(entry)
     return [found[time] for time in sorted(found)]
 
@@ -222,7 +224,7 @@ def evaluate(value: Value) -> torch.Tensor:
         real = storage.cache[1]
     if real is None:
         with outside():
-            entries = closure([(storage, next(clock))])
+            entries = closure([(storage, next(clock), 0, math.inf)])
             freeze(entries)
             replay = Replay()
             found: list[torch.UntypedStorage] = []

@@ -11,13 +11,26 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-__all__ = ["Entry", "Storage", "Tape", "Value", "as_real", "clock", "covers_all", "live_writes", "transform"]
+__all__ = [
+    "Entry",
+    "Need",
+    "Storage",
+    "Tape",
+    "Value",
+    "as_real",
+    "clock",
+    "covers_all",
+    "live_writes",
+    "need",
+    "transform",
+]
 
 #: One clock for all tapes of the process: operations that mix tensors of several contexts stay in order.
 clock = itertools.count()
@@ -172,8 +185,18 @@ def covers_all(entry: Entry) -> bool:
     return entry.overwrites and not entry.reads and len(entry.writes) == 1 and entry.writes[0].whole
 
 
-def live_writes(storage: Storage, time: float) -> Iterator[Entry]:
-    """The entries before ``time`` that the contents of ``storage`` at that time depend on, latest first.
+#: Some bytes of a storage at a time: the storage, the time, the first byte and the last plus one.
+Need = tuple[Storage, float, float, float]
+
+
+def need(value: Value, time: float = math.inf) -> Need:
+    """What ``value`` shows at a time."""
+    start, end, _ = value.span
+    return value.storage, time, start, end
+
+
+def live_writes(storage: Storage, time: float = math.inf, start: float = 0, end: float = math.inf) -> Iterator[Entry]:
+    """The entries before ``time`` that these bytes of ``storage`` depend on, latest first.
 
     A write is dead if one later overwrite covers all of it before anything reads it.
     """
@@ -189,18 +212,18 @@ def live_writes(storage: Storage, time: float) -> Iterator[Entry]:
             yield entry
             return
         spans = [value.span for value in here]
-        if covers and all(any(a <= start and end <= b for a, b in covers) for start, end, _ in spans):
+        if all(b <= start or end <= a or any(c <= a and b <= d for c, d in covers) for a, b, _ in spans):
             continue
         yield entry
-        if not covers and entry.overwrites and here[0].whole and not entry.reads:
-            return
         touched = [value.span for value in entry.reads if value.storage is storage]
         if entry.overwrites:
-            covers += [(start, end) for start, end, dense in spans if dense]
+            covers += [(a, b) for a, b, dense in spans if dense]
         else:
             touched += spans
-        covers = [(a, b) for a, b in covers if all(end <= a or b <= start for start, end, _ in touched)]
-        if any(a <= 0 and storage.nbytes <= b for a, b in covers):
+        for a, b, _ in touched:
+            start, end = min(start, a), max(end, b)
+            covers = [(c, d) for c, d in covers if b <= c or d <= a]
+        if any(c <= start and min(end, storage.nbytes) <= d for c, d in covers):
             return
 
 

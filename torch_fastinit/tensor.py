@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from torch_fastinit.replay import closure, evaluate, outside
-from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, clock
+from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, clock, need
 
 __all__ = [
     "Deferred",
@@ -225,7 +225,7 @@ def become(tensor: Deferred, value: Value) -> None:
 def read(value: Value) -> torch.Tensor:
     """The contents of a value, for code that asked for them."""
     if active.tape is None and value.storage.shared is None:
-        entries = closure([(value.storage, next(clock))])
+        entries = closure([need(value, next(clock))])
         if not all(entry.constant for entry in entries):
             raise RuntimeError(
                 f"a deferred tensor of shape {tuple(value.shadow.shape)} has random contents that are not drawn yet: "
