@@ -75,8 +75,9 @@ def closure(needs: Iterable[Need], entries: Iterable[Entry] = ()) -> list[Entry]
     for entry in entries:
         add(entry)
     while stack:
-        storage, *where = wanted = stack.pop()
-        key = (id(storage), *where)
+        wanted = stack.pop()
+        storage, time, start, end = wanted
+        key = (id(storage), time, start, end)
         if storage.constant is None and key not in asked:
             asked.add(key)
             for entry in live_writes(*wanted):
