@@ -42,13 +42,17 @@ SHRINKS: list[dict[str, Callable[[int], int]]] = [
             "encoder_num_hidden_layers decoder_num_hidden_layers num_block_layers"
         ).split()
     },
-    {name: lambda n: min(n, 1024) for name in "vocab_size text_vocab_size max_position_embeddings".split()},
+    {
+        name: lambda n: min(n, 1024)
+        for name in "vocab_size text_vocab_size n_words vocab_size_per_layer_input max_position_embeddings".split()
+    }
+    | {name: lambda n: min(n, 1023) for name in "pad_token_id bos_token_id eos_token_id image_token_id".split()},
     {
         name: lambda n: max(n // 4, 8) if n >= 256 else n
         for name in (
             "hidden_size intermediate_size ffn_dim d_model d_ff n_embd n_inner encoder_ffn_dim decoder_ffn_dim "
             "moe_intermediate_size shared_expert_intermediate_size hidden_dim dim ffn_hidden_size mlp_dim embed_dim "
-            "encoder_hidden_size decoder_hidden_size projection_dim d_inner"
+            "encoder_hidden_size decoder_hidden_size projection_dim d_inner emb_dim"
         ).split()
     },
     {
@@ -56,7 +60,7 @@ SHRINKS: list[dict[str, Callable[[int], int]]] = [
         for name in (
             "hidden_size intermediate_size ffn_dim d_model d_ff n_embd n_inner encoder_ffn_dim decoder_ffn_dim "
             "moe_intermediate_size shared_expert_intermediate_size hidden_dim dim ffn_hidden_size mlp_dim embed_dim "
-            "encoder_hidden_size decoder_hidden_size projection_dim d_inner"
+            "encoder_hidden_size decoder_hidden_size projection_dim d_inner emb_dim"
         ).split()
     },
 ]
