@@ -233,6 +233,18 @@ void range(const Fill& fill, int64_t begin, int64_t end) {
   }
 }
 
+// `width` neighbours of a row to where they belong, zero where `zero` says so.
+template <class T>
+void put_row(unsigned char* to, int64_t stride, const void* values, const uint32_t* zero, int width) {
+  const T* from = static_cast<const T*>(values);
+  T* out = reinterpret_cast<T*>(to);
+  if (stride == 1) {
+    for (int j = 0; j < width; ++j) out[j] = zero[j] ? 0 : from[j];
+  } else {
+    for (int j = 0; j < width; ++j) out[j * stride] = zero[j] ? 0 : from[j];
+  }
+}
+
 // Knuth's Algorithm S down each column: row r of R is zero iff mulhi(word, R - r) < zeros still to place.
 void sparse_columns(const Fill& fill, int64_t begin, int64_t end) {
   constexpr int kWidth = 1024;
@@ -264,10 +276,19 @@ void sparse_columns(const Fill& fill, int64_t begin, int64_t end) {
       if (row < c.row0) continue;
       normal(numbers, values, index, width, row_values, 1);
       unsigned char* to = fill.data + ((row - c.row0) * fill.strides[0] + col * fill.strides[1]) * size;
-      for (int j = 0; j < width; ++j) {
-        if (words[j]) memset(row_values + j * size, 0, static_cast<size_t>(size));
+      switch (size) {
+        case 1:
+          put_row<uint8_t>(to, fill.strides[1], row_values, words, width);
+          break;
+        case 2:
+          put_row<uint16_t>(to, fill.strides[1], row_values, words, width);
+          break;
+        case 4:
+          put_row<uint32_t>(to, fill.strides[1], row_values, words, width);
+          break;
+        default:
+          put_row<uint64_t>(to, fill.strides[1], row_values, words, width);
       }
-      for (int j = 0; j < width; ++j) memcpy(to + j * fill.strides[1] * size, row_values + j * size, size);
     }
   }
 }
