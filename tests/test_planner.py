@@ -9,9 +9,10 @@ from torch import nn
 
 import torch_fastinit as fastinit
 from torch_fastinit.builder import Builder
-from torch_fastinit.initializers import Normal
+from torch_fastinit.initializers import Normal, Sparse
 from torch_fastinit.ops import Fill, fill
 from torch_fastinit.planner import make_plan, own_draws, streams_of, targets_of
+from torch_fastinit.stream import draw_stream, stream_id
 
 
 def deferred(build):
@@ -115,6 +116,23 @@ def test_a_copy_of_a_parameter_is_filled_again_from_the_same_stream():
     fastinit.materialize(module, seed=0)
     assert torch.equal(module[0].weight[1:], module[1].weight[1:])
     assert module[0].weight[0].abs().max() == 0 < module[1].weight[0].abs().max()
+
+
+def test_a_sparse_fill_takes_the_two_draws_after_those_before_it():
+    def write(w):
+        w.normal_()
+        scale = w[0, 0].abs() + 1  # depends on the first draw, which is live therefore
+        return nn.init.sparse_(torch.empty_like(w), 0.5) * scale
+
+    module = parameter(write, 64, 8)
+    fastinit.materialize(module, seed=3)
+    first = stream_id("w")
+    expected = torch.empty(64, 8)
+    fill([Fill(expected, Sparse(0.5), 3, draw_stream(first, 1), second=draw_stream(first, 2))])
+    other = torch.empty(64, 8)
+    fill([Fill(other, Sparse(0.5), 3, draw_stream(first, 1))])
+    assert torch.equal(module.w == 0, expected == 0)
+    assert not torch.equal(module.w == 0, other == 0)
 
 
 def test_views_of_one_storage_share_final_memory():

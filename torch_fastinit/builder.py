@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from torch_fastinit.initializers import Initializer
 from torch_fastinit.lowering import FillStep, lowered
 from torch_fastinit.ops import Fill, fill
 from torch_fastinit.planner import Work
 from torch_fastinit.replay import Replay, allocate, closure, freeze, from_state, poisoned
-from torch_fastinit.stream import mixed_seed
+from torch_fastinit.stream import draw_stream, mixed_seed
 from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, need
 from torch_fastinit.tensor import Deferred
 
@@ -22,7 +23,7 @@ __all__ = ["Builder", "TorchBuilder", "unwritten_elements"]
 class Builder:
     """Computes the real tensors of a plan from the stream."""
 
-    def __init__(self, works: Sequence[Work], key: int, streams: dict[Entry, int]):
+    def __init__(self, works: Sequence[Work], key: int, streams: dict[Entry, tuple[int, int]]):
         self.works = works
         self.key = key
         self.streams = streams
@@ -93,7 +94,15 @@ class Builder:
         if step.shape != real.shape or step.stride != real.stride() or step.offset != 0 or step.dtype is not real.dtype:
             part = torch.empty(0, dtype=step.dtype, device=real.device)
             real = part.set_(real.untyped_storage(), step.offset, step.shape, step.stride)
-        return Fill(real, step.initializer, self.key, self.streams.get(step.entry, 0))
+        return self._of_draw(real, step.initializer, step.entry)
+
+    def _of_draw(self, real: torch.Tensor, initializer: Initializer, entry: Entry) -> Fill:
+        """The fill of ``real`` that a recorded draw is (streams are nothing to one that is not random)."""
+        if not initializer.draws:
+            return Fill(real, initializer)
+        first, number = self.streams[entry]
+        second = draw_stream(first, number + 1) if initializer.draws == 2 else None
+        return Fill(real, initializer, self.key, draw_stream(first, number), second=second)
 
     def _fill(self, wave: list[tuple[Work, Fill]]) -> None:
         devices: dict[torch.device, list[Fill]] = {}
@@ -131,13 +140,12 @@ class Builder:
     def _randomness(self, entry: Entry, tensor: Callable[[Value], torch.Tensor], call: Callable[[], Any]) -> Any:
         if entry.state is not None:
             return from_state(entry, tensor, call)
-        stream = self.streams[entry]
         initializer = lowered(entry)
         if initializer is not None:
-            return fill([Fill(tensor(entry.writes[0]), initializer, self.key, stream)])
+            return fill([self._of_draw(tensor(entry.writes[0]), initializer, entry)])
         generator = torch.default_generator
         saved = generator.get_state()
-        generator.manual_seed(mixed_seed(self.key, stream))
+        generator.manual_seed(mixed_seed(self.key, draw_stream(*self.streams[entry])))
         try:
             return call()
         finally:

@@ -20,7 +20,7 @@ from torch_fastinit.initializers import (
 from torch_fastinit.lowering import FillStep, cast_step, fill_steps, lowered, short_name
 from torch_fastinit.meta import stand_in
 from torch_fastinit.replay import closure, outside
-from torch_fastinit.stream import canonical_name, draw_stream, stream_id
+from torch_fastinit.stream import canonical_name, stream_id
 from torch_fastinit.tape import Entry, Storage, Value, covers_all, need
 from torch_fastinit.tensor import Deferred
 
@@ -124,15 +124,13 @@ def _dependencies(value: Value) -> Sequence[Entry]:
     return closure([need(value)])
 
 
-def streams_of(draws: dict[Entry, tuple[str, int]]) -> dict[Entry, int]:
-    """The stream of each draw."""
+def streams_of(draws: dict[Entry, tuple[str, int]]) -> dict[Entry, tuple[int, int]]:
+    """The stream of its name's draw 0 and its number, for each draw."""
     first: dict[str, int] = {}
-    streams: dict[Entry, int] = {}
-    for entry, (name, number) in draws.items():
+    for name, _ in draws.values():
         if name not in first:
             first[name] = stream_id(name)
-        streams[entry] = draw_stream(first[name], number)
-    return streams
+    return {entry: (first[name], number) for entry, (name, number) in draws.items()}
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
