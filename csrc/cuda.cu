@@ -420,7 +420,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm) fill_table(const __grid
         const Fill fill = with<Normal<double>, &Fill::normal_f64>(constants);
         return any_path<Of64<normal_block64>, 1, Values64<normal_block64>>(entry, layout, fill, number);
       }
-      return any_dtype<NormalOf, 2>(entry, layout, with<Normal<float>, &Fill::normal_f32>(constants), number);
+      return any_dtype<NormalOf, 4>(entry, layout, with<Normal<float>, &Fill::normal_f32>(constants), number);
     case Kind::truncated_normal: {
       using Block64 = Values64<truncated_normal_block64>;
       using Block32 = Values32<TruncatedNormalOf>;
@@ -431,7 +431,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm) fill_table(const __grid
       }
       Fill fill = with<TruncatedNormal<float>, &Fill::truncated_f32>(constants);
       if ((fill.truncated_f32.far = entry.far)) return rows<Block32>(entry, layout, fill, number);
-      return any_dtype<TruncatedNormalOf, 2>(entry, layout, fill, number);
+      return any_dtype<TruncatedNormalOf, 4>(entry, layout, fill, number);
     }
     case Kind::sparse: {
       const Sparse& c = *reinterpret_cast<const Sparse*>(constants);

@@ -15,23 +15,23 @@ template <int scale>
 FASTINIT_FN F neg2log(F x) {
   // x = 2^(e + scale) m with m in [sqrt(1/2), sqrt(2)): 0x3f3504f3 is sqrt(1/2).
   const U i = sub(bits(x), splat(0x3f3504f3u + (static_cast<uint32_t>(scale) << 23)));
-  const F e = to_float(sar<23>(i));
-  const F f = add(from_bits(add(bit_and(i, splat(0x007fffffu)), splat(0x3f3504f3u))), splat(-1.0f));
-  return fma(e, splat(-0x1.62e430p+0f), mul(f, horner(f, FASTINIT_NEG2LOG_F32)));
+  const U e = bit_and(i, splat(0xff800000u));  // the exponent, 2^23 times: the same product as of the exponent itself
+  const F f = add(from_bits(add(sub(i, e), splat(0x3f3504f3u))), splat(-1.0f));
+  return fma(to_float(e), splat(-0x1.62e430p-23f), mul(f, horner(f, FASTINIT_NEG2LOG_F32)));
 }
 
 // Box and Muller (1958): words to the radius and the angle of a normal pair.
 FASTINIT_FN void normal_pair(U w0, U w1, F& even, F& odd) {
   const F radius = sqrt(neg2log<31>(add(to_float(shr<1>(w0)), splat(0.5f))));
   // The angle in quarter turns is q + y / 2, with y in [-1, 1].
-  const U q = shr<30>(add(w1, splat(0x20000000u)));
+  const U q = add(w1, splat(0x20000000u));  // in its upper two bits
   const F y = mul(to_float(shl<2>(w1)), splat(0x1p-31f));
   const F y2 = mul(y, y);
   const F s = mul(y, horner(y2, FASTINIT_SINE_F32));
   const F c = horner(y2, FASTINIT_COSINE_F32);
-  const Mask swap = greater(bit_and(q, splat(1u)), splat(0u));
-  const U cos_sign = shl<30>(bit_and(add(q, splat(1u)), splat(2u)));
-  const U sin_sign = shl<30>(bit_and(q, splat(2u)));
+  const Mask swap = has_bit<30>(q);
+  const U cos_sign = bit_and(add(q, splat(0x40000000u)), splat(0x80000000u));
+  const U sin_sign = bit_and(q, splat(0x80000000u));
   even = mul(radius, from_bits(bit_xor(bits(select(swap, s, c)), cos_sign)));
   odd = mul(radius, from_bits(bit_xor(bits(select(swap, c, s)), sin_sign)));
 }
@@ -65,19 +65,39 @@ FASTINIT_FN F far_tail(F ratio, const TruncatedNormal<float>& c) {
   return clamp(fma(stretch, splat(c.reach), splat(c.near)), c.lo, c.hi);
 }
 
-FASTINIT_FN F truncated_normal(U word, const TruncatedNormal<float>& c) {
+// The near form, where the central polynomial serves: a normal number, and what tells whether it does.
+FASTINIT_FN F near_centre(U word, const TruncatedNormal<float>& c, Mask& upper, F& length) {
   const U k = shr<1>(word);
-  const Mask upper = greater(k, splat(static_cast<uint32_t>(c.threshold)));
+  upper = greater(k, splat(static_cast<uint32_t>(c.threshold)));
   const F t = to_float(select(upper, bit_xor(k, splat(0x7fffffffu)), k));
   const F p = fma(t, splat(c.step), select(upper, splat(c.base_upper), splat(c.base_lower)));
-  if (c.far) return far_tail(p, c);
-  const F x = fma(t, splat(c.x_step), select(upper, splat(c.x_upper), splat(c.x_lower)));
-  const F p4 = mul(p, splat(4.0f));
-  const F length = neg2log<0>(fma(neg(p4), p, p4));  // -2 log(1 - x^2)
-  F z = mul(x, horner(length, FASTINIT_QUANTILE_CENTRAL_F32));
-  const Mask tail = greater(length, splat(10.0f));
-  if (any(tail)) z = select(tail, horner(add(sqrt(length), splat(-6.0f)), FASTINIT_QUANTILE_TAIL_F32), z);
-  return clamp(fma(select(upper, z, neg(z)), splat(c.std), splat(c.mean)), c.lo, c.hi);
+  // From here on with the sign of the side.
+  const F x = select(upper, fma(t, splat(c.x_step), splat(c.x_upper)), fma(t, splat(-c.x_step), splat(-c.x_lower)));
+  length = neg2log<-2>(fma(neg(p), p, p));  // -2 log(1 - x^2)
+  return mul(x, horner(length, FASTINIT_QUANTILE_CENTRAL_F32));
+}
+
+// `z`, but where the length says so the polynomial for the tail.
+FASTINIT_FN F near_tail(F z, Mask upper, F length) {
+  const F y = horner(add(sqrt(length), splat(-6.0f)), FASTINIT_QUANTILE_TAIL_F32);
+  return select(greater(length, splat(10.0f)), select(upper, y, neg(y)), z);
+}
+
+FASTINIT_FN F near_value(F z, const TruncatedNormal<float>& c) {
+  return clamp(fma(z, splat(c.std), splat(c.mean)), c.lo, c.hi);
+}
+
+FASTINIT_FN F truncated_normal(U word, const TruncatedNormal<float>& c) {
+  if (c.far) {
+    const U k = shr<1>(word);
+    const U t = select(greater(k, splat(static_cast<uint32_t>(c.threshold))), bit_xor(k, splat(0x7fffffffu)), k);
+    return far_tail(fma(to_float(t), splat(c.step), splat(c.base_lower)), c);
+  }
+  Mask upper;
+  F length;
+  F z = near_centre(word, c, upper, length);
+  if (any(greater(length, splat(10.0f)))) z = near_tail(z, upper, length);
+  return near_value(z, c);
 }
 
 // One distribution: the values of a block from its words, as bit patterns of float32.
@@ -110,7 +130,22 @@ struct NormalOf {
 
 struct TruncatedNormalOf {
   FASTINIT_FN void values(const U w[4], const Fill& fill, U e[4]) {
-    for (int j = 0; j < 4; ++j) e[j] = bits(truncated_normal(w[j], fill.truncated_f32));
+    const TruncatedNormal<float>& c = fill.truncated_f32;
+    if (kLanes > 1 || c.far) {
+      for (int j = 0; j < 4; ++j) e[j] = bits(truncated_normal(w[j], c));
+      return;
+    }
+    // On a GPU one branch for the block, so that its words share registers of coefficients and instructions.
+    Mask upper[4];
+    F length[4], z[4];
+    for (int j = 0; j < 4; ++j) z[j] = near_centre(w[j], c, upper[j], length[j]);
+    const F longest = max(max(length[0], length[1]), max(length[2], length[3]));
+    if (any(greater(longest, splat(10.0f)))) {
+      for (int j = 0; j < 4; ++j) {
+        if (any(greater(length[j], splat(10.0f)))) z[j] = near_tail(z[j], upper[j], length[j]);
+      }
+    }
+    for (int j = 0; j < 4; ++j) e[j] = bits(near_value(z[j], c));
   }
 };
 

@@ -79,6 +79,10 @@ FASTINIT_FN F max(F a, F b) { return _mm512_max_ps(a, b); }
 
 FASTINIT_FN Mask greater(U a, U b) { return _mm512_cmpgt_epi32_mask(a, b); }
 FASTINIT_FN Mask greater(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+template <int n>
+FASTINIT_FN Mask has_bit(U a) {
+  return _mm512_test_epi32_mask(a, splat(uint32_t{1} << n));
+}
 FASTINIT_FN Mask is_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
 FASTINIT_FN U select(Mask m, U a, U b) { return _mm512_mask_blend_epi32(m, b, a); }
 FASTINIT_FN F select(Mask m, F a, F b) { return _mm512_mask_blend_ps(m, b, a); }
@@ -167,6 +171,10 @@ FASTINIT_FN F max(F a, F b) { return _mm256_max_ps(a, b); }
 
 FASTINIT_FN Mask greater(U a, U b) { return _mm256_cmpgt_epi32(a, b); }
 FASTINIT_FN Mask greater(F a, F b) { return bits(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
+template <int n>
+FASTINIT_FN Mask has_bit(U a) {
+  return greater(splat(0u), shl<31 - n>(a));
+}
 FASTINIT_FN Mask is_nan(F a) { return bits(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
 FASTINIT_FN U select(Mask m, U a, U b) { return _mm256_blendv_epi8(b, a, m); }
 FASTINIT_FN F select(Mask m, F a, F b) { return _mm256_blendv_ps(b, a, from_bits(m)); }
@@ -247,7 +255,13 @@ FASTINIT_FN U sar(U a) {
   return static_cast<U>(static_cast<int32_t>(a) >> n);
 }
 FASTINIT_FN void mul_wide(U a, uint32_t b, U& hi, U& lo) {
+#if defined(__CUDA_ARCH__)
+  // Opaque, because the compiler would widen what comes before and then multiply 64 bits by 64.
+  uint64_t product;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+#else
   const uint64_t product = static_cast<uint64_t>(a) * b;
+#endif
   hi = static_cast<U>(product >> 32);
   lo = static_cast<U>(product);
 }
@@ -290,6 +304,17 @@ FASTINIT_FN F max(F a, F b) { return a > b ? a : b; }
 
 FASTINIT_FN Mask greater(U a, U b) { return static_cast<int32_t>(a) > static_cast<int32_t>(b); }
 FASTINIT_FN Mask greater(F a, F b) { return a > b; }
+template <int n>
+FASTINIT_FN Mask has_bit(U a) {
+#if defined(__CUDA_ARCH__)
+  // Opaque, because the compiler would shift the bit to the bottom, mask it and compare.
+  int32_t top;
+  asm("shl.b32 %0, %1, %2;" : "=r"(top) : "r"(a), "n"(31 - n));
+  return top < 0;
+#else
+  return (a >> n & 1) != 0;
+#endif
+}
 FASTINIT_FN Mask is_nan(F a) { return a != a; }
 FASTINIT_FN U select(Mask m, U a, U b) { return m ? a : b; }
 FASTINIT_FN F select(Mask m, F a, F b) { return m ? a : b; }
@@ -370,6 +395,10 @@ FASTINIT_BOTH_2(F, min, F, F)
 FASTINIT_BOTH_2(F, max, F, F)
 FASTINIT_BOTH_2(Mask, greater, U, U)
 FASTINIT_BOTH_2(Mask, greater, F, F)
+template <int n>
+FASTINIT_FN Mask has_bit(U x) {
+  return {one::has_bit<n>(x.a), one::has_bit<n>(x.b)};
+}
 FASTINIT_BOTH_1(Mask, is_nan, F)
 FASTINIT_BOTH_3(U, select, Mask, U, U)
 FASTINIT_BOTH_3(F, select, Mask, F, F)
@@ -404,7 +433,11 @@ FASTINIT_FN void fence() { _mm_sfence(); }
 
 // What follows is the same for every lane.
 
+#ifdef __CUDACC__
+FASTINIT_FN F neg(F a) { return -a; }  // a modifier of the next instruction
+#else
 FASTINIT_FN F neg(F a) { return from_bits(bit_xor(bits(a), splat(0x80000000u))); }
+#endif
 // Signed zeros: with `hi` never +0 and `lo` never -0 (csrc/lower.cpp sees to it), this min and max, where equal
 // operands give the second, agree with instructions that order -0 below +0.
 FASTINIT_FN F clamp(F x, float lo, float hi) { return max(min(x, splat(hi)), splat(lo)); }
