@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h)
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.h tests/cuda_shim/*)
 
 .PHONY: help demo test zoo bench lint format build clean
 .DELETE_ON_ERROR:

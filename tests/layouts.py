@@ -1,4 +1,4 @@
-"""Where a fill's elements can lie: views of a buffer and boxes of a logical tensor, for comparing one backend with another.
+"""Where a fill can lie: views of a buffer, boxes of a logical tensor. For comparing one backend with another.
 
 Whole buffers are compared, so that an element outside of the view that was written shows too.
 """

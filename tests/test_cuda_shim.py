@@ -10,7 +10,7 @@ import hashlib
 import os
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ FLAGS = (
 class State(ctypes.Structure):
     """``Shim`` of cuda_runtime.h."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_int) for name in ("devices", "current", "launches", "launched_on")),
         ("stream", ctypes.c_size_t),
         *((name, ctypes.c_int) for name in ("next_launch", "driver")),
@@ -83,13 +83,13 @@ def compiled() -> Path:
 
 
 @pytest.fixture
-def shim(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shim]:
+def shim(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Shim:
     """Fills of CPU tensors go through csrc/cuda.cu."""
     shim = Shim(compiled)
     for name, value in {"devices": 2, "current": 0, "launches": 0, "next_launch": 0, "driver": 0}.items():
         setattr(shim.state, name, value)
     monkeypatch.setitem(backend._serving, "cpu", ("shim", shim.fill))
-    yield shim
+    return shim
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=[name.replace(" ", "_") for name in LAYOUTS])

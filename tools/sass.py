@@ -1,0 +1,278 @@
+"""Counts the instructions that a GPU executes for a float32 output: of csrc/cuda.cu and of triton_kernels/.
+
+No GPU is needed. Kernels are compiled for a target and disassembled; in every loop that stores 16 bytes at a time, the
+shortest way round (which leaves out what is jumped over: slow paths of a square root, the tails of a truncated normal)
+is divided by the float32 values that it stores.
+
+    python tools/sass.py                      # the table, for sm_90
+    python tools/sass.py --check              # status 1 if a count of CUDA C++ is over budget
+
+cuobjdump and ptxas come with Triton.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGET = {"uniform": 16.0, "normal": 38.0, "truncated_normal": 48.0}
+LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
+
+
+def tool(name: str) -> str:
+    """One of NVIDIA's binary tools, as Triton brings them."""
+    spec = importlib.util.find_spec("triton")
+    assert spec is not None
+    assert spec.origin is not None
+    return str(Path(spec.origin).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@dataclass
+class Instruction:
+    address: int
+    text: str
+
+    @property
+    def words(self) -> list[str]:
+        words = self.text.split()
+        return words[1:] if words[0].startswith("@") else words
+
+    @property
+    def conditional(self) -> bool:
+        return self.text.startswith("@")
+
+    @property
+    def target(self) -> int | None:
+        found = re.search(r"\b0x([0-9a-f]+)$", self.text)
+        return int(found[1], 16) if found and self.words[0].startswith("BRA") else None
+
+
+def disassemble(sass: str) -> list[Instruction]:
+    found = (LINE.match(line) for line in sass.splitlines())
+    return [Instruction(int(m[1], 16), m[2]) for m in found if m]
+
+
+def loops(code: list[Instruction]) -> Iterator[list[Instruction]]:
+    """The shortest way round each innermost loop that stores 16 bytes."""
+    index = {instruction.address: n for n, instruction in enumerate(code)}
+    for end, branch in enumerate(code):
+        if branch.target is None or branch.target > branch.address or branch.target not in index:
+            continue
+        way = shortest(code, index, index[branch.target], end)
+        if way and any(i.words[0].startswith("STG") and ".128" in i.words[0] for i in way):
+            yield way
+
+
+def shortest(code: list[Instruction], index: dict[int, int], start: int, end: int) -> list[Instruction]:
+    """Dijkstra over the instructions between the head of a loop and its backward branch."""
+    queue: list[tuple[int, int]] = [(1, start)]
+    before: dict[int, int] = {start: -1}
+    done: set[int] = set()
+    while queue:
+        cost, at = heapq.heappop(queue)
+        if at in done:
+            continue
+        done.add(at)
+        if at == end:
+            way = []
+            while at >= 0:
+                way.append(code[at])
+                at = before[at]
+            return way[::-1]
+        instruction = code[at]
+        following = []
+        opcode = instruction.words[0]
+        if instruction.target is not None and instruction.target in index:
+            following.append(index[instruction.target])
+        if instruction.conditional or not opcode.startswith(("BRA", "EXIT", "RET", "CALL")):
+            following.append(at + 1)
+        for next_ in following:
+            if start <= next_ <= end and next_ not in done and next_ not in before:
+                before[next_] = at
+                heapq.heappush(queue, (cost + 1, next_))
+    return []
+
+
+def count(way: list[Instruction], *prefixes: str) -> int:
+    return sum(i.words[0].startswith(prefixes) for i in way)
+
+
+def outputs(way: list[Instruction]) -> int:
+    return sum({"128": 4, "64": 2}.get(i.words[0].rsplit(".", 1)[-1], 1) for i in way if i.words[0].startswith("STG"))
+
+
+def distribution(way: list[Instruction]) -> str | None:
+    """Which float32 distribution a loop of the one CUDA kernel is of; None for another dtype or none."""
+    products, stores = count(way, "IMAD.WIDE.U32"), count(way, "STG")
+    if count(way, "DADD", "DMUL", "DFMA") or not 17 <= products / stores <= 20:
+        return None  # float64; 16 bytes of a narrow dtype, or of no random number
+    if count(way, "FFMA") == 0:
+        return "bits"
+    if count(way, "FMNMX") == 0:
+        return "normal"
+    return "uniform" if count(way, "FFMA") / outputs(way) < 2 else "truncated_normal"
+
+
+@dataclass
+class Row:
+    language: str
+    distribution: str
+    target: str
+    instructions: int
+    outputs: int
+    per_output: float
+    registers: int | None
+    local_bytes: int | None
+    bytes: int
+
+
+def resources(path: Path) -> tuple[int, int]:
+    """Registers and bytes of local memory (stack included), the most of any kernel and target in the file."""
+    text = run(tool("cuobjdump"), "--dump-resource-usage", str(path))
+    registers = [int(n) for n in re.findall(r"\bREG:(\d+)", text)]
+    local = [int(n) for n in re.findall(r"\b(?:LOCAL|STACK):(\d+)", text)]
+    if not registers:
+        raise RuntimeError(f"cuobjdump says nothing of {path}")
+    return max(registers), max(local)
+
+
+def built_object() -> Path:
+    """csrc/cuda.cu as the package was built."""
+    found = sorted((ROOT / "build").glob("*/cuda.o"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise SystemExit("csrc/cuda.cu was not built: nvcc was not found, or FASTINIT_CUDA=0")
+    return found[-1]
+
+
+def cuda_rows(target: str) -> list[Row]:
+    obj = built_object()
+    registers, local = resources(obj)
+    code = disassemble(run(tool("cuobjdump"), "-sass", "-arch", f"sm_{target}", str(obj)))
+    best: dict[str, Row] = {}
+    for way in loops(code):
+        name = distribution(way)
+        if name is None:
+            continue
+        row = Row("CUDA C++", name, f"sm_{target}", len(way), outputs(way), len(way) / outputs(way), registers, local, 0)
+        # A distribution has an unrolled loop and one for what is left: the hot one stores more.
+        if name not in best or row.outputs > best[name].outputs:
+            best[name] = row
+    return [best[name] for name in (*BUDGET, "bits") if name in best]
+
+
+def load_kernels() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "fastinit_triton", ROOT / "triton_kernels" / "__init__.py", submodule_search_locations=[str(ROOT / "triton_kernels")]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fastinit_triton"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+#: What is compiled with Triton: kernel and constants. KIND 2, 3, 4: csrc/fill.h.
+TRITON: dict[str, tuple[str, dict[str, Any]]] = {
+    "uniform": ("run", {"KIND": 2, "FAR": False}),
+    "normal": ("run", {"KIND": 3, "FAR": False}),
+    "truncated_normal": ("run", {"KIND": 4, "FAR": False}),
+    "far_tail": ("scattered", {"KIND": 4, "FAR": True}),
+    "sparse": ("sparse", {}),
+    "patterned": ("patterned", {"KIND": 8}),
+}
+
+
+def triton_rows(target: str) -> list[Row]:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    module = load_kernels()
+    kind, arch = target.split(":") if ":" in target else ("cuda", target)
+    gpu = GPUTarget(kind, int(arch) if kind == "cuda" else arch, 32 if kind == "cuda" else 64)
+    rows = []
+    for name, (kernel, own) in TRITON.items():
+        function = getattr(module.kernels, kernel)
+        constants = {"DTYPE": 0, "BYTES": 4, "BLOCK": module.BLOCK, "TILES": module.TILES, "ALIGNED": True, **own}
+        if kernel == "sparse":
+            constants["BLOCK"] = 128
+        names = [p.name for p in function.params]
+        constants = {k: v for k, v in constants.items() if k in names}
+        signature = {n: "constexpr" if n in constants else "*i32" if n == "to" else "i64" for n in names}
+        # What a launch finds by itself: the storage starts at a multiple of 16 bytes.
+        attributes = {(names.index("to"),): [["tt.divisibility", 16]]}
+        source = ASTSource(function, signature, {(names.index(k),): v for k, v in constants.items()}, attributes)
+        binary = triton.compile(source, target=gpu, options=module.OPTIONS).asm
+        code = binary["cubin" if kind == "cuda" else "hsaco"]
+        row = Row("Triton", name, target, 0, 0, 0.0, None, None, len(code))
+        if kind == "cuda":
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "kernel.cubin")
+                path.write_bytes(code)
+                row.registers, row.local_bytes = resources(path)
+                if kernel == "run":
+                    ways = list(loops(disassemble(run(tool("cuobjdump"), "-sass", str(path)))))
+                    if not ways:
+                        raise RuntimeError(f"no loop of {name} stores 16 bytes at a time")
+                    way = max(ways, key=outputs)
+                    row.instructions, row.outputs = len(way), outputs(way)
+                    row.per_output = row.instructions / row.outputs
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    lines = ["| | | instructions | outputs | per output | budget | registers |", "|---|---|---:|---:|---:|---:|---:|"]
+    for row in rows:
+        if row.outputs:
+            budget = f"{BUDGET[row.distribution]:.0f}" if row.distribution in BUDGET else ""
+            lines.append(
+                f"| {row.language} | {row.distribution} | {row.instructions} | {row.outputs} | {row.per_output:.2f} "
+                f"| {budget} | {row.registers} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", default="90", help="90, cuda:90, hip:gfx942 (the latter two for Triton)")
+    parser.add_argument("--triton-only", action="store_true")
+    parser.add_argument("--cuda-only", action="store_true")
+    parser.add_argument("--check", action="store_true", help="fail if CUDA C++ is over budget or uses local memory")
+    parser.add_argument("--json", help="write every row to this file (-: to the output, in place of the table)")
+    args = parser.parse_args()
+    rows = [] if args.triton_only else cuda_rows(args.target)
+    if not args.cuda_only:
+        rows += triton_rows(args.target)
+    text = json.dumps([asdict(row) for row in rows], indent=2)
+    print(text if args.json == "-" else table(rows))
+    if args.json and args.json != "-":
+        Path(args.json).write_text(text + "\n")
+    mine = {row.distribution: row for row in rows if row.language == "CUDA C++"}
+    over = [name for name, most in BUDGET.items() if name not in mine or mine[name].per_output > most]
+    spilled = [row.distribution for row in rows if row.local_bytes]
+    if args.check and (over or spilled):
+        print(f"over budget or not found: {over}; local memory: {spilled}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""Words -> values, and the rounding to narrow dtypes: csrc/distributions.h, function for function.
+
+docs/stream.md states every operation; the order of operations here is part of the stream. Kernels are launched with
+``enable_fp_fusion=False``, so that a product and a sum stay two operations where ``tl.fma`` does not say otherwise.
+"""
+
+import triton
+import triton.language as tl
+
+from .coefficients import (
+    COSINE_F32,
+    COSINE_F64,
+    MILLS_F32,
+    MILLS_F64,
+    NEG2LOG_F32,
+    NEG2LOG_F64,
+    QUANTILE_CENTRAL_F32,
+    QUANTILE_CENTRAL_F64,
+    QUANTILE_TAIL_F32,
+    QUANTILE_TAIL_FAR_F64,
+    QUANTILE_TAIL_NEAR_F64,
+    SINE_F32,
+    SINE_F64,
+)
+
+
+@triton.jit
+def to_float(x):
+    return x.to(tl.int32, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def clamp(x, lo, hi):
+    """Bounds first: with ``hi`` never +0 and ``lo`` never -0, equal operands give the bound."""
+    return tl.maximum(lo, tl.minimum(hi, x))
+
+
+@triton.jit
+def horner(x, coefficients: tl.constexpr, degree: tl.constexpr):
+    """Horner's rule in float32, coefficients lowest first."""
+    result = tl.full(x.shape, coefficients[degree], tl.float32)
+    for n in tl.static_range(degree - 1, -1, -1):
+        result = tl.fma(x, result, tl.full(x.shape, coefficients[n], tl.float32))
+    return result
+
+
+@triton.jit
+def horner64(x, coefficients: tl.constexpr, degree: tl.constexpr):
+    """Horner's rule in float64: a product and a sum a step."""
+    result = tl.full(x.shape, coefficients[degree], tl.float64)
+    for n in tl.static_range(degree - 1, -1, -1):
+        result = (coefficients[n]) + x * result
+    return result
+
+
+# ---- float32 ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def neg2log(x, scale: tl.constexpr):
+    """-2 log(x 2^-scale), for x positive and normal."""
+    i = x.to(tl.uint32, bitcast=True) - (0x3F3504F3 + ((scale << 23) & 0xFFFFFFFF))
+    e = (i.to(tl.int32, bitcast=True) >> 23).to(tl.float32)
+    f = ((i & 0x007FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) + (-1.0)
+    return tl.fma(e, (-1.3862943649291992), f * horner(f, NEG2LOG_F32, 8))
+
+
+@triton.jit
+def normal_pair(w0, w1):
+    """Box and Muller (1958): words to the radius and the angle of a normal pair."""
+    radius = tl.sqrt_rn(neg2log(to_float(w0 >> 1) + 0.5, 31))
+    v = w1 + 0x20000000  # the quarter turn lies in the upper two bits
+    y = to_float(w1 << 2) * (4.656612873077393e-10)
+    y2 = y * y
+    s = y * horner(y2, SINE_F32, 3)
+    c = horner(y2, COSINE_F32, 3)
+    swap = (v & 0x40000000) != 0
+    sign = 0x80000000
+    even = radius * (tl.where(swap, s, c).to(tl.uint32, bitcast=True) ^ ((v + 0x40000000) & sign)).to(
+        tl.float32, bitcast=True
+    )
+    odd = radius * (tl.where(swap, c, s).to(tl.uint32, bitcast=True) ^ (v & sign)).to(tl.float32, bitcast=True)
+    return even, odd
+
+
+@triton.jit
+def reciprocal(y):
+    """1 / y for y in [1, 4]: four Newton steps from an estimate good to 12%."""
+    r = (0x7EF311C7 - y.to(tl.uint32, bitcast=True)).to(tl.float32, bitcast=True)
+    for _ in tl.static_range(4):
+        r = tl.fma(r, tl.fma(-y, r, 1.0), r)
+    return r
+
+
+@triton.jit
+def far_tail(ratio, lo, hi, kappa, psi_of_kappa, near, reach):
+    """The far tail: Q(z) = ratio Q(alpha), alpha >= 6, by Newton's method on delta = (z / alpha)^2 - 1."""
+    e = neg2log(ratio, 0) * kappa
+    delta = tl.fma(neg2log(e + 1.0, 0), 0.5 * kappa, e)
+    for _ in tl.static_range(2):
+        y = delta + 1.0
+        w = kappa * reciprocal(y)
+        psi = w * horner(w, MILLS_F32, 4)
+        change = tl.fma(neg2log(y, 0), (-0.5), tl.fma(psi, 2.0, -psi_of_kappa))
+        miss = tl.fma(kappa, change, delta + -e)
+        slope = tl.fma(tl.fma(w, (-2.0), 1.0), w, 1.0)
+        delta = tl.fma(-miss, reciprocal(slope), delta)
+    stretch = delta * reciprocal(tl.sqrt_rn(delta + 1.0) + 1.0)
+    return clamp(tl.fma(stretch, reach, near), lo, hi)
+
+
+@triton.jit
+def truncated_normal(w, threshold, FAR: tl.constexpr, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9):
+    """The constants are those of ``lowered``, in its order."""
+    k = w >> 1
+    upper = k.to(tl.int32, bitcast=True) > threshold
+    t = to_float(tl.where(upper, k ^ 0x7FFFFFFF, k))
+    if FAR:
+        return far_tail(tl.fma(t, c0, c1), c2, c3, c4, c5, c6, c7)
+    p = tl.fma(t, c0, tl.where(upper, c2, c1))
+    x = tl.fma(t, c3, tl.where(upper, c5, c4))
+    p4 = p * 4.0
+    length = neg2log(tl.fma(-p4, p, p4), 0)
+    z = x * horner(length, QUANTILE_CENTRAL_F32, 8)
+    tail = horner(tl.sqrt_rn(length) + (-6.0), QUANTILE_TAIL_F32, 10)
+    z = tl.where(length > 10.0, tail, z)
+    return clamp(tl.fma(tl.where(upper, z, -z), c7, c6), c8, c9)
+
+
+# ---- float32 to narrow dtypes, to nearest even -----------------------------------------------------------------------
+
+
+@triton.jit
+def narrow(x, exponent: tl.constexpr, mantissa: tl.constexpr, top: tl.constexpr, nan: tl.constexpr):
+    """A binary format with so many bits of each; what lies past the largest value becomes ``top``."""
+    drop: tl.constexpr = 23 - mantissa
+    bias: tl.constexpr = (1 << (exponent - 1)) - 1
+    magnitude = x & 0x7FFFFFFF
+    # Normal results: add half of the last place (less one, plus its parity), rebias, drop.
+    parity = (magnitude >> drop) & 1
+    n = (magnitude + parity + (((1 << (drop - 1)) - 1 - ((127 - bias) << 23)) & 0xFFFFFFFF)) >> drop
+    # Subnormal results: an addition whose last place is the format's smallest subnormal does the rounding.
+    magic = (127 - bias + 1 + drop) << 23
+    tiny = (magnitude.to(tl.float32, bitcast=True) + magic.to(tl.float32, bitcast=True)).to(
+        tl.uint32, bitcast=True
+    ) - magic
+    n = tl.where(magnitude < ((128 - bias) << 23), tiny, n)
+    n = tl.where(n.to(tl.int32, bitcast=True) > top, top, n)
+    n = tl.where(magnitude > 0x7F800000, nan, n)
+    return n | ((x >> 31) << (exponent + mantissa))
+
+
+@triton.jit
+def round_bf16(x):
+    """float32's exponent: no other range, so no subnormals of its own."""
+    n = (x + ((x >> 16) & 1) + 0x7FFF) >> 16
+    return tl.where((x & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, n)
+
+
+@triton.jit
+def round_to(x, DTYPE: tl.constexpr):
+    """The bits of a float32 in the dtype with this code (that of csrc/fill.h)."""
+    if DTYPE == 2:
+        return narrow(x, 5, 10, 0x7C00, 0x7E00)
+    elif DTYPE == 3:
+        return round_bf16(x)
+    elif DTYPE == 4:
+        return narrow(x, 4, 3, 0x7E, 0x7F)
+    elif DTYPE == 5:
+        return narrow(x, 5, 2, 0x7C, 0x7F)
+    else:
+        return x
+
+
+# ---- float64: the same formulas over doubles, without fma ------------------------------------------------------------
+
+
+@triton.jit
+def clamp64(x, lo, hi):
+    x = tl.where(x < hi, x, hi)
+    return tl.where(x > lo, x, lo)
+
+
+@triton.jit
+def to_double(x):
+    return x.to(tl.int32, bitcast=True).to(tl.float64)
+
+
+@triton.jit
+def integer62(hi, lo):
+    return to_double(hi) * 2147483648.0 + to_double(lo)
+
+
+@triton.jit
+def neg2log64(x, scale: tl.constexpr):
+    root = 0x3FE6A09E667F3BCD
+    i = x.to(tl.uint64, bitcast=True) - (0x3FE6A09E667F3BCD + (scale << 52))
+    e = (i.to(tl.int64, bitcast=True) >> 52).to(tl.int32).to(tl.float64)
+    f = ((i & (0x000FFFFFFFFFFFFF)) + root).to(tl.float64, bitcast=True) - 1.0
+    # -2 log 2 in two parts: the first is exact in every product with e.
+    return e * (-1.3862943611165974) + (e * (-3.293189916579416e-12) + f * horner64(f, NEG2LOG_F64, 20))
+
+
+@triton.jit
+def uniform64(w0, w1, scale, start, lo, hi):
+    u = to_double(w0 >> 5) * 67108864.0 + to_double(w1 >> 6)
+    return clamp64(u * scale + start, lo, hi)
+
+
+@triton.jit
+def normal_pair64(w0, w1, w2, w3, mean, std):
+    radius = tl.sqrt(neg2log64(integer62(w0 >> 1, w1 >> 1) + 0.5, 62))
+    q = (w2 + 0x20000000) >> 30
+    y = (to_double(w2 << 2) + to_double(w3 >> 1) * (1.862645149230957e-09)) * (4.656612873077393e-10)
+    y2 = y * y
+    s = y * horner64(y2, SINE_F64, 7)
+    c = horner64(y2, COSINE_F64, 7)
+    swap = (q & 1) != 0
+    cosine = tl.where(swap, s, c)
+    sine = tl.where(swap, c, s)
+    even = radius * tl.where(((q + 1) & 2) != 0, -cosine, cosine) * std + mean
+    odd = radius * tl.where((q & 2) != 0, -sine, sine) * std + mean
+    return even, odd
+
+
+@triton.jit
+def reciprocal64(y):
+    r = ((0x7FDE623822FC16E6) - y.to(tl.uint64, bitcast=True)).to(tl.float64, bitcast=True)
+    for _ in tl.static_range(5):
+        r = r + r * (1.0 - y * r)
+    return r
+
+
+@triton.jit
+def far_tail64(ratio, lo, hi, kappa, psi_of_kappa, near, reach):
+    e = neg2log64(ratio, 0) * kappa
+    delta = e + neg2log64(1.0 + e, 0) * (0.5 * kappa)
+    for _ in tl.static_range(4):
+        y = 1.0 + delta
+        w = kappa * reciprocal64(y)
+        psi = w * horner64(w, MILLS_F64, 10)
+        change = neg2log64(y, 0) * (-0.5) + (psi * 2.0 - psi_of_kappa)
+        miss = kappa * change + (delta - e)
+        slope = 1.0 + w * (1.0 - 2.0 * w)
+        delta = delta - miss * reciprocal64(slope)
+    stretch = delta * reciprocal64(1.0 + tl.sqrt(1.0 + delta))
+    return clamp64(stretch * reach + near, lo, hi)
+
+
+@triton.jit
+def truncated_normal64(w0, w1, threshold, FAR: tl.constexpr, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9):
+    k = w0 >> 1
+    upper = k.to(tl.int32, bitcast=True) > threshold
+    flip = tl.where(upper, 0x7FFFFFFF, 0)
+    t = integer62(k ^ flip, (w1 >> 1) ^ flip)
+    if FAR:
+        return far_tail64(t * c0 + c1, c2, c3, c4, c5, c6, c7)
+    p = t * c0 + tl.where(upper, c2, c1)
+    x = t * c3 + tl.where(upper, c5, c4)
+    p4 = p * 4.0
+    length = neg2log64(p4 - p4 * p, 0)
+    s = tl.sqrt(length)
+    near = horner64(s - 4.5, QUANTILE_TAIL_NEAR_F64, 20)
+    far = horner64(s - 8.75, QUANTILE_TAIL_FAR_F64, 20)
+    z = tl.where(s < 6.0, near, far)
+    z = tl.where(length > 10.0, z, x * horner64(length, QUANTILE_CENTRAL_F64, 20))
+    return clamp64(tl.where(upper, z, -z) * c7 + c6, c8, c9)

@@ -1,0 +1,427 @@
+"""The kernels: where values go. csrc/cuda.cu has the same paths, but for one launch a fill here.
+
+Integers travel as the halves or the bit patterns that they are (floating constants too), and none of them specialises a
+kernel: it is compiled once for each distribution and dtype.
+"""
+
+import triton
+import triton.language as tl
+from triton.language import constexpr
+
+from .distributions import (
+    clamp,
+    normal_pair,
+    normal_pair64,
+    round_to,
+    to_float,
+    truncated_normal,
+    truncated_normal64,
+    uniform64,
+)
+from .philox import philox
+
+# csrc/fill.h has the same codes.
+BITS, CONSTANT, UNIFORM, NORMAL, TRUNCATED_NORMAL = (constexpr(n) for n in range(5))
+SPARSE, DIAGONALS, F64 = constexpr(5), constexpr(8), constexpr(1)
+
+INTEGERS = [
+    *("offset", "count", "first_lo", "first_hi", "seed_lo", "seed_hi", "stream_lo", "stream_hi", "threshold"),
+    *(f"c{n}" for n in range(10)),
+    *(f"{name}{n}" for name in ("size", "stride", "jump") for n in range(3)),
+    *("block_lo", "block_hi", "second_lo", "second_hi", "rows", "cols", "zeros", "row0", "col0", "part"),
+    *("start", "groups", "group_step", "diagonal", "step", "low", "high", "skip"),
+]
+
+
+@triton.jit
+def unsigned(x):
+    """The low 32 bits of an integer argument."""
+    return tl.cast(x, tl.int64).to(tl.uint32)
+
+
+@triton.jit
+def wide(lo, hi):
+    """A 64-bit word from its halves."""
+    return (tl.cast(hi, tl.int64).to(tl.uint64) << 32) | unsigned(lo).to(tl.uint64)
+
+
+@triton.jit
+def constant(x, DTYPE: tl.constexpr):
+    """A floating constant from its bit pattern."""
+    if DTYPE == F64:
+        return tl.cast(x, tl.int64).to(tl.float64, bitcast=True)
+    else:
+        return unsigned(x).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def values32(
+    w, PAIR: tl.constexpr, KIND: tl.constexpr, FAR: tl.constexpr, threshold, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9
+):
+    """Float32 bit patterns of two words, which are a pair of a normal."""
+    w0, w1 = w
+    if KIND == UNIFORM:
+        e0 = (clamp(tl.fma(to_float(w0 >> 8), c0, c1), c2, c3)).to(tl.uint32, bitcast=True)
+        e1 = (clamp(tl.fma(to_float(w1 >> 8), c0, c1), c2, c3)).to(tl.uint32, bitcast=True)
+    elif KIND == NORMAL or KIND == SPARSE:
+        even, odd = normal_pair(w0, w1)
+        e0, e1 = tl.fma(even, c1, c0).to(tl.uint32, bitcast=True), tl.fma(odd, c1, c0).to(tl.uint32, bitcast=True)
+    elif KIND == TRUNCATED_NORMAL:
+        e0 = truncated_normal(w0, threshold, FAR, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9).to(tl.uint32, bitcast=True)
+        e1 = e0
+        if PAIR:
+            e1 = truncated_normal(w1, threshold, FAR, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9).to(
+                tl.uint32, bitcast=True
+            )
+    else:
+        e0, e1 = w0, w1
+    return e0, e1
+
+
+@triton.jit
+def values64(w0, w1, w2, w3, KIND: tl.constexpr, FAR: tl.constexpr, threshold, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9):
+    """The two float64 bit patterns of a block."""
+    if KIND == UNIFORM:
+        e0, e1 = uniform64(w0, w1, c0, c1, c2, c3), uniform64(w2, w3, c0, c1, c2, c3)
+    elif KIND == TRUNCATED_NORMAL:
+        e0 = truncated_normal64(w0, w1, threshold, FAR, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9)
+        e1 = truncated_normal64(w2, w3, threshold, FAR, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9)
+    else:
+        e0, e1 = normal_pair64(w0, w1, w2, w3, c0, c1)
+    return e0.to(tl.uint64, bitcast=True), e1.to(tl.uint64, bitcast=True)
+
+
+@triton.jit
+def store(pointers, value, mask, BYTES: tl.constexpr):
+    """The low bytes of a word."""
+    if BYTES == 8:
+        tl.store(pointers, value.to(tl.int64, bitcast=True), mask)
+    elif BYTES == 4:
+        tl.store(pointers, value.to(tl.int32, bitcast=True), mask)
+    elif BYTES == 2:
+        tl.store(pointers, value.to(tl.int16), mask)
+    else:
+        tl.store(pointers, value.to(tl.int8), mask)
+
+
+@triton.jit(do_not_specialize=INTEGERS)
+def run(
+    to,
+    offset: "i64",
+    skip: "i64",
+    count: "i64",
+    block_lo: "i64",
+    block_hi: "i64",
+    seed_lo: "i64",
+    seed_hi: "i64",
+    stream_lo: "i64",
+    stream_hi: "i64",
+    threshold: "i64",
+    c0: "i64",
+    c1: "i64",
+    c2: "i64",
+    c3: "i64",
+    c4: "i64",
+    c5: "i64",
+    c6: "i64",
+    c7: "i64",
+    c8: "i64",
+    c9: "i64",
+    KIND: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BYTES: tl.constexpr,
+    FAR: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """Neighbouring elements: tiles of whole blocks, all of which share the high half of their number.
+
+    Element 0 of block ``block`` lies at ``offset``. ALIGNED: that is a multiple of 16 elements, and whole tiles are
+    written; else only elements ``skip`` to ``count``.
+    """
+    PER: tl.constexpr = 2 if DTYPE == F64 else 4
+    s0, s1, t0, t1 = unsigned(seed_lo), unsigned(seed_hi), unsigned(stream_lo), unsigned(stream_hi)
+    hi = unsigned(block_hi)
+    limit = tl.cast(threshold, tl.int64).to(tl.int32)
+    k0, k1, k2, k3 = constant(c0, DTYPE), constant(c1, DTYPE), constant(c2, DTYPE), constant(c3, DTYPE)
+    k4, k5, k6, k7 = constant(c4, DTYPE), constant(c5, DTYPE), constant(c6, DTYPE), constant(c7, DTYPE)
+    k8, k9 = constant(c8, DTYPE), constant(c9, DTYPE)
+    tile = tl.cast(tl.program_id(0), tl.int64) * TILES * BLOCK
+    blocks = unsigned(block_lo) + tile.to(tl.uint32) + tl.arange(0, BLOCK).to(tl.uint32)
+    base = tl.cast(offset, tl.int64) + tile * PER
+    if ALIGNED:
+        base = tl.multiple_of(base, 16)
+    pointers = to + base + tl.arange(0, PER * BLOCK)
+    at = tile * PER + tl.arange(0, PER * BLOCK)
+    for _ in range(TILES):
+        w0, w1, w2, w3 = philox(blocks, hi, s0, s1, t0, t1)
+        if DTYPE == F64:
+            a, b = values64(w0, w1, w2, w3, KIND, FAR, limit, k0, k1, k2, k3, k4, k5, k6, k7, k8, k9)
+            e = tl.interleave(a, b)
+        else:
+            a, b = values32((w0, w1), True, KIND, FAR, limit, k0, k1, k2, k3, k4, k5, k6, k7, k8, k9)
+            c, d = values32((w2, w3), True, KIND, FAR, limit, k0, k1, k2, k3, k4, k5, k6, k7, k8, k9)
+            a, b, c, d = round_to(a, DTYPE), round_to(b, DTYPE), round_to(c, DTYPE), round_to(d, DTYPE)
+            e = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+        if ALIGNED:
+            store(pointers, e, None, BYTES)
+        else:
+            store(pointers, e, (at >= skip) & (at < count), BYTES)
+        blocks += tl.full((), BLOCK, tl.uint32)
+        pointers += PER * BLOCK
+        at += PER * BLOCK
+
+
+@triton.jit
+def place(item, size1, size2, stride0, stride1, stride2, jump0, jump1, jump2):
+    """Where the items of a region with three dimensions lie, and their logical indices from its first element."""
+    n1, n2 = tl.cast(size1, tl.int64), tl.cast(size2, tl.int64)
+    i2 = item % n2
+    rest = item // n2
+    i1 = rest % n1
+    i0 = rest // n1
+    return i0 * stride0 + i1 * stride1 + i2 * stride2, (i0 * jump0 + i1 * jump1 + i2 * jump2).to(tl.uint64)
+
+
+@triton.jit
+def values_at(
+    index,
+    base,
+    s0,
+    s1,
+    t0,
+    t1,
+    KIND: tl.constexpr,
+    DTYPE: tl.constexpr,
+    FAR: tl.constexpr,
+    limit,
+    k0,
+    k1,
+    k2,
+    k3,
+    k4,
+    k5,
+    k6,
+    k7,
+    k8,
+    k9,
+):
+    """The bit pattern of each element by itself; ``base`` is the block where index 0 lies."""
+    PER: tl.constexpr = 2 if DTYPE == F64 else 4
+    block = index // PER + base
+    w0, w1, w2, w3 = philox(block.to(tl.uint32), (block >> 32).to(tl.uint32), s0, s1, t0, t1)
+    odd = (index & 1) != 0
+    if DTYPE == F64:
+        a, b = values64(w0, w1, w2, w3, KIND, FAR, limit, k0, k1, k2, k3, k4, k5, k6, k7, k8, k9)
+        return tl.where(odd, b, a)
+    else:
+        late = (index & 2) != 0
+        a, b = tl.where(late, w2, w0), tl.where(late, w3, w1)
+        if KIND != NORMAL and KIND != SPARSE:
+            a = tl.where(odd, b, a)  # one word an element
+            b = a
+        a, b = values32((a, b), False, KIND, FAR, limit, k0, k1, k2, k3, k4, k5, k6, k7, k8, k9)
+        if KIND == NORMAL or KIND == SPARSE:
+            a = tl.where(odd, b, a)
+        return round_to(a, DTYPE)
+
+
+@triton.jit(do_not_specialize=INTEGERS)
+def scattered(
+    to,
+    offset: "i64",
+    count: "i64",
+    size1: "i64",
+    size2: "i64",
+    stride0: "i64",
+    stride1: "i64",
+    stride2: "i64",
+    jump0: "i64",
+    jump1: "i64",
+    jump2: "i64",
+    first_lo: "i64",
+    first_hi: "i64",
+    block_lo: "i64",
+    block_hi: "i64",
+    seed_lo: "i64",
+    seed_hi: "i64",
+    stream_lo: "i64",
+    stream_hi: "i64",
+    threshold: "i64",
+    c0: "i64",
+    c1: "i64",
+    c2: "i64",
+    c3: "i64",
+    c4: "i64",
+    c5: "i64",
+    c6: "i64",
+    c7: "i64",
+    c8: "i64",
+    c9: "i64",
+    KIND: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BYTES: tl.constexpr,
+    FAR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Any layout of up to three dimensions, element by element."""
+    item = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    where, index = place(item, size1, size2, stride0, stride1, stride2, jump0, jump1, jump2)
+    e = values_at(
+        index + wide(first_lo, first_hi),
+        wide(block_lo, block_hi),
+        unsigned(seed_lo),
+        unsigned(seed_hi),
+        unsigned(stream_lo),
+        unsigned(stream_hi),
+        KIND,
+        DTYPE,
+        FAR,
+        tl.cast(threshold, tl.int64).to(tl.int32),
+        constant(c0, DTYPE),
+        constant(c1, DTYPE),
+        constant(c2, DTYPE),
+        constant(c3, DTYPE),
+        constant(c4, DTYPE),
+        constant(c5, DTYPE),
+        constant(c6, DTYPE),
+        constant(c7, DTYPE),
+        constant(c8, DTYPE),
+        constant(c9, DTYPE),
+    )
+    store(to + tl.cast(offset, tl.int64) + where, e, item < count, BYTES)
+
+
+@triton.jit(do_not_specialize=INTEGERS)
+def patterned(
+    to,
+    offset: "i64",
+    count: "i64",
+    size1: "i64",
+    size2: "i64",
+    stride0: "i64",
+    stride1: "i64",
+    stride2: "i64",
+    jump0: "i64",
+    jump1: "i64",
+    jump2: "i64",
+    first_lo: "i64",
+    first_hi: "i64",
+    low: "i64",
+    start: "i64",
+    groups: "i64",
+    group_step: "i64",
+    diagonal: "i64",
+    step: "i64",
+    KIND: tl.constexpr,
+    BYTES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One bit pattern everywhere, or where the diagonals are: ``groups`` of ``diagonal`` ones each."""
+    item = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    where, index = place(item, size1, size2, stride0, stride1, stride2, jump0, jump1, jump2)
+    e = tl.zeros([BLOCK], tl.int64) + low
+    if KIND == DIAGONALS:
+        past = (index + wide(first_lo, first_hi)).to(tl.int64) - start
+        group = tl.minimum(past // group_step, groups - 1)
+        rest = past - group * group_step
+        one = (past >= 0) & (groups > 0) & (rest % step == 0) & (rest // step < diagonal)
+        e = tl.where(one, e, 0)
+    if BYTES == 4:
+        store(to + tl.cast(offset, tl.int64) + where, e.to(tl.uint32), item < count, BYTES)
+    else:
+        store(to + tl.cast(offset, tl.int64) + where, e, item < count, BYTES)
+
+
+@triton.jit(do_not_specialize=INTEGERS)
+def sparse(
+    to,
+    offset: "i64",
+    size0: "i64",
+    size1: "i64",
+    stride0: "i64",
+    stride1: "i64",
+    rows: "i64",
+    cols: "i64",
+    zeros: "i64",
+    row0: "i64",
+    col0: "i64",
+    part: "i64",
+    seed_lo: "i64",
+    seed_hi: "i64",
+    stream_lo: "i64",
+    stream_hi: "i64",
+    second_lo: "i64",
+    second_hi: "i64",
+    c0: "i64",
+    c1: "i64",
+    DTYPE: tl.constexpr,
+    BYTES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Knuth's Algorithm S down each column: a program has some columns, and of those rows its own part to write."""
+    s0, s1 = unsigned(seed_lo), unsigned(seed_hi)
+    t0, t1 = unsigned(stream_lo), unsigned(stream_hi)
+    u0, u1 = unsigned(second_lo), unsigned(second_hi)
+    mean, std = constant(c0, DTYPE), constant(c1, DTYPE)
+    column = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    begin = tl.cast(row0, tl.int64) + tl.cast(tl.program_id(1), tl.int64) * part
+    end = tl.minimum(begin + part, tl.cast(row0, tl.int64) + size0)
+    left = tl.zeros([BLOCK], tl.uint32) + unsigned(zeros)
+    index = (column + col0).to(tl.uint64)
+    base = tl.zeros([BLOCK], tl.uint64)
+    pointers = to + tl.cast(offset, tl.int64) + (begin - row0) * stride0 + column * stride1
+    limit = tl.full((), 0, tl.int32)
+    for row in range(0, end):
+        w = values_at(
+            index,
+            base,
+            s0,
+            s1,
+            u0,
+            u1,
+            BITS,
+            0,
+            False,
+            limit,
+            mean,
+            mean,
+            mean,
+            mean,
+            mean,
+            mean,
+            mean,
+            mean,
+            mean,
+            mean,
+        )
+        high = ((w.to(tl.uint64) * (tl.cast(rows, tl.int64) - row).to(tl.uint64)) >> 32).to(tl.uint32)
+        zero = high < left
+        left -= zero.to(tl.uint32)
+        if row >= begin:
+            e = values_at(
+                index,
+                base,
+                s0,
+                s1,
+                t0,
+                t1,
+                SPARSE,
+                DTYPE,
+                False,
+                limit,
+                mean,
+                std,
+                mean,
+                mean,
+                mean,
+                mean,
+                mean,
+                mean,
+                mean,
+                mean,
+            )
+            store(pointers, tl.where(zero, tl.zeros_like(e), e), column < size1, BYTES)
+            pointers += stride0
+        index += tl.cast(cols, tl.int64).to(tl.uint64)
