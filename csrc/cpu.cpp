@@ -52,10 +52,11 @@ struct Piece {
 };
 
 constexpr int64_t kPieceElements = 1 << 18;
+constexpr int64_t kColumns = 128;
 // Below this many elements a batch is not worth a thread of its own (starting one costs tens of microseconds).
 constexpr int64_t kThreadElements = 1 << 16;
 
-std::vector<Piece> pieces(const std::vector<Fill>& fills, int64_t& elements) {
+std::vector<Piece> pieces(const std::vector<Fill>& fills, int threads, int64_t& elements) {
   std::vector<Piece> all;
   elements = 0;
   for (const Fill& fill : fills) {
@@ -64,10 +65,9 @@ std::vector<Piece> pieces(const std::vector<Fill>& fills, int64_t& elements) {
     const bool columns = fill.kind == Kind::sparse;
     const int64_t length = columns ? fill.sizes[1] : n;
     int64_t step = kPieceElements;
-    if (columns) {
-      const int64_t height = fill.sparse.row0 + fill.sizes[0];
-      step = kPieceElements / (height > 0 ? height : 1) / 64 * 64;
-      if (step < 64) step = 64;
+    if (columns) {  // wide enough for whole tiles in each row, and enough of them for every thread
+      step = length / (4 * threads) / kColumns * kColumns;
+      if (step < kColumns) step = kColumns;
     }
     if (n == 0) continue;
     for (int64_t at = 0; at < length; at += step) {
@@ -104,8 +104,9 @@ void set_instruction_set(const std::string& name) {
 }
 
 void fill_cpu(const std::vector<Fill>& fills, int threads) {
+  if (threads < 1) threads = 1;
   int64_t elements;
-  const std::vector<Piece> work = pieces(fills, elements);
+  const std::vector<Piece> work = pieces(fills, threads, elements);
   const Kernels& kernels = *chosen.load();
   std::atomic<size_t> next{0};
   const auto serve = [&] {
