@@ -18,7 +18,7 @@
 namespace fastinit {
 namespace gpu {
 
-constexpr int kThreads = 128, kBlocksAnSm = 5;
+constexpr int kThreads = 128, kBlocksAnSm = 4;
 constexpr int kTableWords = 4095;  // 32,760 of the 32,764 bytes that a kernel's arguments may take
 
 // Word 0: the number of entries. Then for each entry the first chunk that is its own (low half) and where it lies in

@@ -142,11 +142,17 @@ class Row:
     bytes: int
 
 
-def resources(path: Path) -> tuple[int, int]:
-    """Registers and bytes of local memory (stack included), the most of any kernel and target in the file."""
+def resources(path: Path, target: str | None = None) -> tuple[int, int]:
+    """Registers (for ``target``), and bytes of local memory, stack included: the most of any kernel and target."""
     text = run(tool("cuobjdump"), "--dump-resource-usage", str(path))
-    registers = [int(n) for n in re.findall(r"\bREG:(\d+)", text)]
-    local = [int(n) for n in re.findall(r"\b(?:LOCAL|STACK):(\d+)", text)]
+    usage = re.findall(r"arch = sm_(\d+)|\bREG:(\d+) STACK:(\d+) .*?\bLOCAL:(\d+)", text)
+    arch, registers, local = "", [], []
+    for name, reg, stack, bytes_ in usage:
+        arch = name or arch
+        if reg:
+            local.append(int(stack) + int(bytes_))
+            if target in (None, arch):
+                registers.append(int(reg))
     if not registers:
         raise RuntimeError(f"cuobjdump says nothing of {path}")
     return max(registers), max(local)
@@ -162,14 +168,16 @@ def built_object() -> Path:
 
 def cuda_rows(target: str) -> list[Row]:
     obj = built_object()
-    registers, local = resources(obj)
+    registers, local = resources(obj, target)
     code = disassemble(run(tool("cuobjdump"), "-sass", "-arch", f"sm_{target}", str(obj)))
     best: dict[str, Row] = {}
     for way in loops(code):
         name = distribution(way)
         if name is None:
             continue
-        row = Row("CUDA C++", name, f"sm_{target}", len(way), outputs(way), len(way) / outputs(way), registers, local, 0)
+        row = Row(
+            "CUDA C++", name, f"sm_{target}", len(way), outputs(way), len(way) / outputs(way), registers, local, 0
+        )
         # A distribution has an unrolled loop and one for what is left: the hot one stores more.
         if name not in best or row.outputs > best[name].outputs:
             best[name] = row
@@ -178,7 +186,9 @@ def cuda_rows(target: str) -> list[Row]:
 
 def load_kernels() -> ModuleType:
     spec = importlib.util.spec_from_file_location(
-        "fastinit_triton", ROOT / "triton_kernels" / "__init__.py", submodule_search_locations=[str(ROOT / "triton_kernels")]
+        "fastinit_triton",
+        ROOT / "triton_kernels" / "__init__.py",
+        submodule_search_locations=[str(ROOT / "triton_kernels")],
     )
     assert spec is not None
     assert spec.loader is not None

@@ -59,10 +59,11 @@ def horner64(x, coefficients: tl.constexpr, degree: tl.constexpr):
 @triton.jit
 def neg2log(x, scale: tl.constexpr):
     """-2 log(x 2^-scale), for x positive and normal."""
-    i = x.to(tl.uint32, bitcast=True) - (0x3F3504F3 + ((scale << 23) & 0xFFFFFFFF))
-    e = (i.to(tl.int32, bitcast=True) >> 23).to(tl.float32)
-    f = ((i & 0x007FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) + (-1.0)
-    return tl.fma(e, (-1.3862943649291992), f * horner(f, NEG2LOG_F32, 8))
+    i = x.to(tl.uint32, bitcast=True) - ((0x3F3504F3 + scale * 0x800000) & 0xFFFFFFFF)
+    e = i & 0xFF800000  # the exponent, 2^23 times: the same product as of the exponent itself
+    f = (i - e + 0x3F3504F3).to(tl.float32, bitcast=True) + -1.0
+    e = e.to(tl.int32, bitcast=True).to(tl.float32)
+    return tl.fma(e, -1.6525916635146132e-07, f * horner(f, NEG2LOG_F32, 8))
 
 
 @triton.jit
@@ -70,7 +71,7 @@ def normal_pair(w0, w1):
     """Box and Muller (1958): words to the radius and the angle of a normal pair."""
     radius = tl.sqrt_rn(neg2log(to_float(w0 >> 1) + 0.5, 31))
     v = w1 + 0x20000000  # the quarter turn lies in the upper two bits
-    y = to_float(w1 << 2) * (4.656612873077393e-10)
+    y = to_float(w1 << 2) * 4.656612873077393e-10
     y2 = y * y
     s = y * horner(y2, SINE_F32, 3)
     c = horner(y2, COSINE_F32, 3)
@@ -101,9 +102,9 @@ def far_tail(ratio, lo, hi, kappa, psi_of_kappa, near, reach):
         y = delta + 1.0
         w = kappa * reciprocal(y)
         psi = w * horner(w, MILLS_F32, 4)
-        change = tl.fma(neg2log(y, 0), (-0.5), tl.fma(psi, 2.0, -psi_of_kappa))
+        change = tl.fma(neg2log(y, 0), -0.5, tl.fma(psi, 2.0, -psi_of_kappa))
         miss = tl.fma(kappa, change, delta + -e)
-        slope = tl.fma(tl.fma(w, (-2.0), 1.0), w, 1.0)
+        slope = tl.fma(tl.fma(w, -2.0, 1.0), w, 1.0)
         delta = tl.fma(-miss, reciprocal(slope), delta)
     stretch = delta * reciprocal(tl.sqrt_rn(delta + 1.0) + 1.0)
     return clamp(tl.fma(stretch, reach, near), lo, hi)
@@ -118,13 +119,14 @@ def truncated_normal(w, threshold, FAR: tl.constexpr, c0, c1, c2, c3, c4, c5, c6
     if FAR:
         return far_tail(tl.fma(t, c0, c1), c2, c3, c4, c5, c6, c7)
     p = tl.fma(t, c0, tl.where(upper, c2, c1))
-    x = tl.fma(t, c3, tl.where(upper, c5, c4))
-    p4 = p * 4.0
-    length = neg2log(tl.fma(-p4, p, p4), 0)
+    # From here on with the sign of the side.
+    x = tl.where(upper, tl.fma(t, c3, c5), tl.fma(t, -c3, -c4))
+    length = neg2log(tl.fma(-p, p, p), -2)
     z = x * horner(length, QUANTILE_CENTRAL_F32, 8)
-    tail = horner(tl.sqrt_rn(length) + (-6.0), QUANTILE_TAIL_F32, 10)
-    z = tl.where(length > 10.0, tail, z)
-    return clamp(tl.fma(tl.where(upper, z, -z), c7, c6), c8, c9)
+    # A branch would be one for the whole program, and some lane of so many nearly always takes it.
+    tail = horner(tl.sqrt_rn(length) + -6.0, QUANTILE_TAIL_F32, 10)
+    z = tl.where(length > 10.0, tl.where(upper, tail, -tail), z)
+    return clamp(tl.fma(z, c7, c6), c8, c9)
 
 
 # ---- float32 to narrow dtypes, to nearest even -----------------------------------------------------------------------
@@ -198,7 +200,7 @@ def neg2log64(x, scale: tl.constexpr):
     e = (i.to(tl.int64, bitcast=True) >> 52).to(tl.int32).to(tl.float64)
     f = ((i & (0x000FFFFFFFFFFFFF)) + root).to(tl.float64, bitcast=True) - 1.0
     # -2 log 2 in two parts: the first is exact in every product with e.
-    return e * (-1.3862943611165974) + (e * (-3.293189916579416e-12) + f * horner64(f, NEG2LOG_F64, 20))
+    return e * -1.3862943611165974 + (e * -3.293189916579416e-12 + f * horner64(f, NEG2LOG_F64, 20))
 
 
 @triton.jit
@@ -211,7 +213,7 @@ def uniform64(w0, w1, scale, start, lo, hi):
 def normal_pair64(w0, w1, w2, w3, mean, std):
     radius = tl.sqrt(neg2log64(integer62(w0 >> 1, w1 >> 1) + 0.5, 62))
     q = (w2 + 0x20000000) >> 30
-    y = (to_double(w2 << 2) + to_double(w3 >> 1) * (1.862645149230957e-09)) * (4.656612873077393e-10)
+    y = (to_double(w2 << 2) + to_double(w3 >> 1) * 1.862645149230957e-09) * 4.656612873077393e-10
     y2 = y * y
     s = y * horner64(y2, SINE_F64, 7)
     c = horner64(y2, COSINE_F64, 7)
@@ -239,7 +241,7 @@ def far_tail64(ratio, lo, hi, kappa, psi_of_kappa, near, reach):
         y = 1.0 + delta
         w = kappa * reciprocal64(y)
         psi = w * horner64(w, MILLS_F64, 10)
-        change = neg2log64(y, 0) * (-0.5) + (psi * 2.0 - psi_of_kappa)
+        change = neg2log64(y, 0) * -0.5 + (psi * 2.0 - psi_of_kappa)
         miss = kappa * change + (delta - e)
         slope = 1.0 + w * (1.0 - 2.0 * w)
         delta = delta - miss * reciprocal64(slope)
