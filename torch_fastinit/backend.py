@@ -67,7 +67,7 @@ def _fill_cuda(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: S
 
 def _fill_triton(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
     """On the current stream of the tensors' device; returns without waiting, once the kernels are compiled."""
-    from torch_fastinit import triton_kernels  # takes its time, so only where it is used
+    import torch_fastinit.triton_kernels as triton_kernels  # takes its time, so only where it is used
 
     fills = _C.lowered(_describe(tensors), recipe, params)
     if tensors[0].device.type == "cpu":
