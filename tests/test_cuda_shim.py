@@ -17,7 +17,8 @@ import pytest
 import torch
 from bits import REAL, SEED, STREAM, check, check_box, dirty
 from layouts import LAYOUTS, Layout, batch, raw
-from test_kernels import EMPTY, FAR_BOXES, NORMAL, TRUNCATED, UNIFORM
+from parameters import EMPTY, NORMAL, TRUNCATED, UNIFORM
+from test_kernels import FAR_BOXES
 
 from torch_fastinit import backend
 from torch_fastinit.initializers import Constant, Eye, Initializer, Normal, Sparse, TruncatedNormal, Uniform

@@ -21,7 +21,7 @@ import reference
 import torch
 from bits import REAL, check, check_box, dirty
 from layouts import LAYOUTS, Layout, batch, raw
-from test_kernels import NORMAL, TRUNCATED, UNIFORM
+from parameters import NORMAL, TRUNCATED, UNIFORM
 
 from torch_fastinit import _C, backend
 from torch_fastinit.initializers import Initializer, Sparse
