@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,6 +10,13 @@ import torch
 from comparison import check_like_eager
 
 from torch_fastinit import _C
+
+# Triton decides at its first import whether its own library is interpreted or compiled, and others import it too.
+# Where there is no GPU to compile for, it is imported here, to be interpreted (tests/test_triton.py).
+if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        import triton.language  # noqa: F401
 
 
 @pytest.fixture

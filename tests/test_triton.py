@@ -51,6 +51,8 @@ def interpreted() -> Iterator[ModuleType]:
     """The kernels as Triton's interpreter runs them, on CPU tensors."""
     if tuple(map(int, version("triton").split(".")[:2])) < (3, 9):
         pytest.skip("the interpreter's fma is not fused before Triton 3.9")
+    if torch.cuda.is_available():
+        pytest.skip("Triton compiles for the GPU in this process, and interprets only where there is none")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         yield load("interpreted_triton_kernels")
