@@ -82,6 +82,13 @@ py::dict describe(const Fill& fill) {
     default:
       break;
   }
+  py::list program;
+  for (int s = 0; s < fill.steps; ++s) {
+    const fastinit::Step& step = fill.program[s];
+    program.append(py::make_tuple(static_cast<int>(step.op), static_cast<int>(step.dtype),
+                                  f64 ? step.f64 : static_cast<double>(step.f32)));
+  }
+  out["program"] = py::tuple(program);
   out["pattern"] = py::make_tuple(fill.pattern[0], fill.pattern[1]);
   return out;
 }

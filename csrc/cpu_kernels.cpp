@@ -155,6 +155,7 @@ Run run_for(DType dtype) {
 
 Run run_for(const Fill& fill) {
   const bool f64 = fill.dtype == DType::f64;
+  if (fill.steps > 0) return f64 ? run64<program_block64> : run_for<ProgramOf>(fill.dtype);
   switch (fill.kind) {
     case Kind::bits:
       return run32<BitsOf, F32>;

@@ -31,7 +31,7 @@ struct Table {
 enum class Path : int8_t { run, rows, elements, sparse };
 
 // An entry: this, then (unless it has no dimensions) the items in a row and `dims` times size, stride and jump, then
-// the constants of its distribution.
+// its steps, then the constants of its distribution.
 struct Entry {
   unsigned char* data;
   uint64_t
@@ -40,7 +40,7 @@ struct Entry {
   uint64_t seed, stream;
   int8_t kind, dtype, item_size, dims, far, chunk_log2;
   Path path;
-  int8_t unused;
+  int8_t steps;
 };
 constexpr int kEntryWords = sizeof(Entry) / 8;
 static_assert(sizeof(Entry) == 48, "entries are made of words");
@@ -52,8 +52,9 @@ struct Layout {
   uint64_t per_row;  // items in a row
   Dim dims[kMaxDims + 1];
 };
-// Words of it that an entry of so many dimensions has.
+// Words of it that an entry of so many dimensions has; and those of so many steps.
 __host__ __device__ inline int layout_words(int dims) { return dims > 0 ? 1 + 3 * dims : 0; }
+__host__ __device__ inline int program_words(int steps) { return steps * static_cast<int>(sizeof(Step) / 8); }
 
 // ---- the kernel -----------------------------------------------------------------------------------------------------
 
@@ -219,26 +220,47 @@ FASTINIT_FN void store_element(unsigned char* to, int size, uint64_t bits) {
   }
 }
 
+// A whole block of neighbours, aligned to its size: neighbouring threads write neighbouring places.
+template <int elements>
+FASTINIT_FN void store_block(unsigned char* to, int size, const uint64_t e[elements]) {
+  if constexpr (elements == 2) {
+    *reinterpret_cast<ulonglong2*>(to) = make_ulonglong2(e[0], e[1]);
+  } else if (size == 4) {
+    *reinterpret_cast<uint4*>(to) = make_uint4(static_cast<uint32_t>(e[0]), static_cast<uint32_t>(e[1]),
+                                               static_cast<uint32_t>(e[2]), static_cast<uint32_t>(e[3]));
+  } else if (size == 2) {
+    *reinterpret_cast<uint64_t*>(to) = e[0] | e[1] << 16 | e[2] << 32 | e[3] << 48;
+  } else {
+    *reinterpret_cast<uint32_t*>(to) = static_cast<uint32_t>(e[0] | e[1] << 8 | e[2] << 16 | e[3] << 24);
+  }
+}
+
+FASTINIT_FN const Step* program_of(const Entry& entry, const Layout& layout) {
+  return reinterpret_cast<const Step*>(reinterpret_cast<const uint64_t*>(&layout) + layout_words(entry.dims));
+}
+
 FASTINIT_FN void words_of_block(const Entry& entry, uint64_t stream, uint64_t block, U w[4]) {
   philox(static_cast<uint32_t>(block), philox_prepare(entry.seed, stream, static_cast<uint32_t>(block >> 32)), w);
 }
 
-// One distribution's values of a block, as bit patterns: 4 of float32 or 2 of float64.
+// The values of a block of one distribution, after the entry's steps, as bit patterns: 4 of float32 or 2 of float64.
 template <class Of>
 struct Values32 {
   static constexpr int kElements = 4;
-  FASTINIT_FN void values(const U w[4], const Entry& entry, const Fill& fill, uint64_t out[4]) {
+  FASTINIT_FN void values(const U w[4], const Entry& entry, const Step* program, const Fill& fill, uint64_t out[4]) {
     U e[4];
     Of::values(w, fill, e);
+    run_steps(program, entry.steps, e);
     for (int j = 0; j < 4; ++j) out[j] = round_to(dtype_of(entry), e[j]);
   }
 };
 template <void (*block)(const uint32_t w[4], const Fill&, double e[2])>
 struct Values64 {
   static constexpr int kElements = 2;
-  FASTINIT_FN void values(const U w[4], const Entry&, const Fill& fill, uint64_t out[2]) {
+  FASTINIT_FN void values(const U w[4], const Entry& entry, const Step* program, const Fill& fill, uint64_t out[2]) {
     double e[2];
     block(w, fill, e);
+    run_steps64(program, entry.steps, e);
     for (int j = 0; j < 2; ++j) out[j] = bits64(e[j]);
   }
 };
@@ -250,6 +272,7 @@ FASTINIT_FN void rows(const Entry& entry, const Layout& layout, const Fill& fill
   constexpr int kElements = Values::kElements;
   const Chunk chunk = chunk_of(entry, number);
   const Dim& last = layout.dims[entry.dims - 1];
+  const Step* program = program_of(entry, layout);
 #pragma unroll 1
   for (uint64_t i = threadIdx.x; i < chunk.count; i += kThreads) {
     const Row row = row_of(entry, layout, chunk.begin + i);
@@ -257,11 +280,18 @@ FASTINIT_FN void rows(const Entry& entry, const Layout& layout, const Fill& fill
     U w[4];
     uint64_t e[kElements];
     words_of_block(entry, entry.stream, first_block + block, w);
-    Values::values(w, entry, fill, e);
+    Values::values(w, entry, program, fill, e);
+    const int64_t start = static_cast<int64_t>(block * kElements - row.index);
+    unsigned char* to = row.to + start * last.stride * entry.item_size;
+    const bool whole = last.stride == 1 && start >= 0 && start + kElements <= last.size;
+    if (whole && reinterpret_cast<uintptr_t>(to) % static_cast<uintptr_t>(kElements * entry.item_size) == 0) {
+      store_block<kElements>(to, entry.item_size, e);
+      continue;
+    }
 #pragma unroll
     for (int j = 0; j < kElements; ++j) {
-      const int64_t at = static_cast<int64_t>(block * kElements + j - row.index);
-      if (at >= 0 && at < last.size) store_element(row.to + at * last.stride * entry.item_size, entry.item_size, e[j]);
+      const int64_t at = start + j;
+      if (at >= 0 && at < last.size) store_element(to + j * last.stride * entry.item_size, entry.item_size, e[j]);
     }
   }
 }
@@ -342,7 +372,7 @@ FASTINIT_FN void sparse(const Entry& entry, const Layout& layout, const Sparse& 
       U w[4];
       uint64_t e[kElements];
       words_of_block(entry, entry.stream, index / kElements, w);
-      Values::values(w, entry, numbers, e);
+      Values::values(w, entry, nullptr, numbers, e);
       uint64_t value = index & 1 ? e[1] : e[0];
       if constexpr (kElements == 4) {
         if (index & 2) value = index & 1 ? e[3] : e[2];
@@ -404,7 +434,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm) fill_table(const __grid
   const uint64_t* at = table.words + (index >> 32);
   const Entry& entry = *reinterpret_cast<const Entry*>(at);
   const Layout& layout = *reinterpret_cast<const Layout*>(at + kEntryWords);
-  const uint64_t* constants = at + kEntryWords + layout_words(entry.dims);
+  const uint64_t* constants = at + kEntryWords + layout_words(entry.dims) + program_words(entry.steps);
   switch (static_cast<Kind>(entry.kind)) {
     case Kind::bits:
       if (entry.path == Path::run) return run<Of32<BitsOf, F32>, 4>(entry, Fill(), number);
@@ -491,10 +521,10 @@ class Tables {
  public:
   explicit Tables(cudaStream_t stream) : stream_(stream) { clear(); }
 
-  // An entry, with `bytes` of constants.
-  void add(const Entry& entry, const Layout& layout, const void* constants, size_t bytes) {
-    const int place = gpu::layout_words(entry.dims);
-    const int words = gpu::kEntryWords + place + static_cast<int>((bytes + 7) / 8);
+  // An entry, with its steps and `bytes` of constants.
+  void add(const Entry& entry, const Layout& layout, const Step* program, const void* constants, size_t bytes) {
+    const int place = gpu::layout_words(entry.dims), steps = gpu::program_words(entry.steps);
+    const int words = gpu::kEntryWords + place + steps + static_cast<int>((bytes + 7) / 8);
     const uint64_t chunks = ((entry.items - 1) >> entry.chunk_log2) + 1;
     if (1 + count_ + 1 + words > end_ || chunks_ + chunks > kMaxChunks) launch();
     if (chunks > kMaxChunks) throw std::runtime_error("CUDA: a fill is too large for one launch");
@@ -502,7 +532,8 @@ class Tables {
     uint64_t* at = table_.words + end_;
     std::memcpy(at, &entry, sizeof(entry));
     std::memcpy(at + gpu::kEntryWords, &layout, 8 * static_cast<size_t>(place));
-    std::memcpy(at + gpu::kEntryWords + place, constants, bytes);
+    std::memcpy(at + gpu::kEntryWords + place, program, 8 * static_cast<size_t>(steps));
+    std::memcpy(at + gpu::kEntryWords + place + steps, constants, bytes);
     table_.words[1 + count_++] = static_cast<uint64_t>(end_) << 32 | chunks_;
     chunks_ += chunks;
   }
@@ -577,6 +608,7 @@ Entry entry_of(const Fill& fill) {
   entry.kind = static_cast<int8_t>(fill.kind);
   entry.dtype = static_cast<int8_t>(fill.dtype);
   entry.item_size = static_cast<int8_t>(fill.item_size);
+  entry.steps = static_cast<int8_t>(fill.steps);
   if (fill.kind == Kind::truncated_normal) {
     entry.far = (fill.dtype == DType::f64 ? fill.truncated_f64.far : fill.truncated_f32.far) != 0;
   }
@@ -614,12 +646,12 @@ void add_scattered(Tables& tables, const Fill& fill) {
   if (patterned(fill)) {
     uint64_t constants[2 + sizeof(Diagonals) / 8] = {fill.pattern[0], fill.pattern[1]};
     std::memcpy(constants + 2, &fill.diagonals, sizeof(Diagonals));
-    tables.add(entry, layout, constants, fill.kind == Kind::diagonals ? sizeof(constants) : 16);
+    tables.add(entry, layout, fill.program, constants, fill.kind == Kind::diagonals ? sizeof(constants) : 16);
     return;
   }
   const void* constants;
   const size_t bytes = constants_of(fill, constants);
-  tables.add(entry, layout, constants, bytes);
+  tables.add(entry, layout, fill.program, constants, bytes);
 }
 
 // `count` times 16 bytes, all of whose blocks share the high half of their number.
@@ -634,13 +666,13 @@ void add_run(Tables& tables, const Fill& fill, uint64_t count) {
     for (int i = 0; i < 16; i += fill.item_size) {
       std::memcpy(pattern + i, fill.pattern, static_cast<size_t>(fill.item_size));
     }
-    tables.add(entry, none, pattern, 16);
+    tables.add(entry, none, fill.program, pattern, 16);
     return;
   }
   entry.first = fill.first_block + fill.first / (fill.dtype == DType::f64 ? 2 : 4);
   const void* constants;
   const size_t bytes = constants_of(fill, constants);
-  tables.add(entry, none, constants, bytes);
+  tables.add(entry, none, fill.program, constants, bytes);
 }
 
 void add_sparse(Tables& tables, const Fill& fill) {
@@ -658,7 +690,7 @@ void add_sparse(Tables& tables, const Fill& fill) {
   layout.per_row = (rows + parts - 1) / parts;
   entry.items = (rows + layout.per_row - 1) / layout.per_row * columns;
   entry.chunk_log2 = 7;
-  tables.add(entry, layout, &fill.sparse, sizeof(Sparse));
+  tables.add(entry, layout, fill.program, &fill.sparse, sizeof(Sparse));
 }
 
 void add(Tables& tables, Fill fill) {
@@ -670,7 +702,7 @@ void add(Tables& tables, Fill fill) {
   const bool constant = fill.kind == Kind::constant;
   const Entry entry = entry_of(fill);
   const bool together = fill.dims == 1 && fill.strides[0] == 1 && (constant || fill.jumps[0] == 1);
-  if (!together || entry.far || fill.kind == Kind::diagonals) return add_scattered(tables, fill);
+  if (!together || entry.far || entry.steps > 0 || fill.kind == Kind::diagonals) return add_scattered(tables, fill);
 
   // A ragged head, then 16 bytes at a time, then a ragged tail. Each 16 bytes are whole blocks, in whose numbers the
   // high half does not change.

@@ -170,17 +170,34 @@ FASTINIT_FN U narrow(U x) {
   return bit_or(n, shl<exponent + mantissa>(shr<31>(x)));
 }
 
+// The float32 that a value of such a format is; magnitudes above `top` are infinite (`top` itself, if there are any) or
+// not numbers.
+template <int exponent, int mantissa, uint32_t top, bool infinite>
+FASTINIT_FN U widen(U n) {
+  constexpr int drop = 23 - mantissa;
+  constexpr uint32_t bias = (1u << (exponent - 1)) - 1;
+  const U magnitude = bit_and(n, splat((1u << (exponent + mantissa)) - 1u));
+  // The exponent's bits read as float32's make it 2^(127 - bias) times too small; so they do of subnormals.
+  U x = bits(mul(from_bits(shl<drop>(magnitude)), from_bits(splat((254u - bias) << 23))));
+  x = select(greater(magnitude, splat(infinite ? top - 1u : top)), splat(0x7f800000u), x);
+  x = select(greater(magnitude, splat(top)), splat(0x7fc00000u), x);
+  return bit_or(x, shl<31>(shr<exponent + mantissa>(n)));
+}
+
 struct F16 {
   static constexpr int kBytes = 2;
   FASTINIT_FN U round(U x) { return narrow<5, 10, 0x7c00u, 0x7e00u>(x); }
+  FASTINIT_FN U value(U n) { return widen<5, 10, 0x7c00u, true>(n); }
 };
 struct E5M2 {
   static constexpr int kBytes = 1;
   FASTINIT_FN U round(U x) { return narrow<5, 2, 0x7cu, 0x7fu>(x); }
+  FASTINIT_FN U value(U n) { return widen<5, 2, 0x7cu, true>(n); }
 };
 struct E4M3 {  // no infinity
   static constexpr int kBytes = 1;
   FASTINIT_FN U round(U x) { return narrow<4, 3, 0x7eu, 0x7fu>(x); }
+  FASTINIT_FN U value(U n) { return widen<4, 3, 0x7eu, false>(n); }
 };
 struct BF16 {  // float32's exponent: no other range, so no subnormals of its own
   static constexpr int kBytes = 2;
@@ -188,19 +205,80 @@ struct BF16 {  // float32's exponent: no other range, so no subnormals of its ow
     const U n = shr<16>(add(add(x, bit_and(shr<16>(x), splat(1u))), splat(0x7fffu)));
     return select(is_nan(from_bits(x)), splat(0x7fc0u), n);
   }
+  FASTINIT_FN U value(U n) { return shl<16>(n); }
 };
 struct F32 {
   static constexpr int kBytes = 4;
   FASTINIT_FN U round(U x) { return x; }
 };
 
+// ---- what is done to values after they were drawn: each operation with its own rounding --------------------------
+
+FASTINIT_FN F rounded(F x, DType dtype) {
+  switch (dtype) {
+    case DType::f16:
+      return from_bits(F16::value(F16::round(bits(x))));
+    case DType::bf16:
+      return from_bits(BF16::value(BF16::round(bits(x))));
+    case DType::e4m3:
+      return from_bits(E4M3::value(E4M3::round(bits(x))));
+    case DType::e5m2:
+      return from_bits(E5M2::value(E5M2::round(bits(x))));
+    default:
+      return x;
+  }
+}
+
+FASTINIT_FN F operate(F x, const Step& step) {
+  switch (step.op) {
+    case Op::mul:
+      return mul(x, splat(step.f32));
+    case Op::add:
+      return add(x, splat(step.f32));
+    case Op::div:
+      return div(x, splat(step.f32));
+    default:
+      return x;
+  }
+}
+
+template <int n>
+FASTINIT_FN void run_steps(const Step* program, int steps, U (&e)[n]) {
+#pragma GCC unroll 1
+  for (int s = 0; s < steps; ++s) {
+    for (int j = 0; j < n; ++j) e[j] = bits(rounded(operate(from_bits(e[j]), program[s]), program[s].dtype));
+  }
+}
+
+// A distribution that the fill names itself, and the steps after it.
+struct ProgramOf {
+  FASTINIT_FN void values(const U w[4], const Fill& fill, U e[4]) {
+    U drawn[4];
+    if (fill.kind == Kind::uniform) {
+      UniformOf::values(w, fill, drawn);
+    } else if (fill.kind == Kind::normal) {
+      NormalOf::values(w, fill, drawn);
+    } else {
+      TruncatedNormalOf::values(w, fill, drawn);
+    }
+    run_steps(fill.program, fill.steps, drawn);
+    for (int j = 0; j < 4; ++j) e[j] = drawn[j];
+  }
+};
+
 // ---- float64: the same formulas over doubles, without fma -------------------------------------------------------
 
 #ifdef __CUDACC__
+FASTINIT_FN double mul64(double a, double b) { return __dmul_rn(a, b); }
+FASTINIT_FN double add64(double a, double b) { return __dadd_rn(a, b); }
+FASTINIT_FN double div64(double a, double b) { return __ddiv_rn(a, b); }
 FASTINIT_FN double sqrt64(double a) { return __dsqrt_rn(a); }
 FASTINIT_FN uint64_t bits64(double a) { return static_cast<uint64_t>(__double_as_longlong(a)); }
 FASTINIT_FN double from_bits64(uint64_t a) { return __longlong_as_double(static_cast<long long>(a)); }
 #else
+FASTINIT_FN double mul64(double a, double b) { return a * b; }
+FASTINIT_FN double add64(double a, double b) { return a + b; }
+FASTINIT_FN double div64(double a, double b) { return a / b; }
 FASTINIT_FN double sqrt64(double a) { return __builtin_sqrt(a); }
 FASTINIT_FN uint64_t bits64(double a) {
   uint64_t u;
@@ -306,6 +384,42 @@ FASTINIT_FN void normal_block64(const uint32_t w[4], const Fill& fill, double e[
 FASTINIT_FN void truncated_normal_block64(const uint32_t w[4], const Fill& fill, double e[2]) {
   e[0] = truncated_normal64(w, fill.truncated_f64);
   e[1] = truncated_normal64(w + 2, fill.truncated_f64);
+}
+
+template <int n>
+FASTINIT_FN void run_steps64(const Step* program, int steps, double (&e)[n]) {
+  for (int s = 0; s < steps; ++s) {
+    const double c = program[s].f64;
+    for (int j = 0; j < n; ++j) {
+      switch (program[s].op) {
+        case Op::mul:
+          e[j] = mul64(e[j], c);
+          break;
+        case Op::add:
+          e[j] = add64(e[j], c);
+          break;
+        case Op::div:
+          e[j] = div64(e[j], c);
+          break;
+        default:
+          break;
+      }
+    }
+  }
+}
+
+FASTINIT_FN void program_block64(const uint32_t w[4], const Fill& fill, double e[2]) {
+  double drawn[2];
+  if (fill.kind == Kind::uniform) {
+    uniform_block64(w, fill, drawn);
+  } else if (fill.kind == Kind::normal) {
+    normal_block64(w, fill, drawn);
+  } else {
+    truncated_normal_block64(w, fill, drawn);
+  }
+  run_steps64(fill.program, fill.steps, drawn);
+  e[0] = drawn[0];
+  e[1] = drawn[1];
 }
 
 }  // namespace FASTINIT_ISA

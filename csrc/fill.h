@@ -24,10 +24,13 @@ template <class T>
 struct TruncatedNormal {
   int32_t threshold;  // words above it (as 31-bit integers) lie on the upper side
   int32_t far;        // both bounds lie 6 deviations or more on one side of the mean
-  T step, base_lower, base_upper;
-  T x_step, x_lower, x_upper;  // 1 - 2 * probability = x + t * x_step, without its cancellation
-  T mean, std, lo, hi;
-  T kappa, psi, near, reach;  // far: 1 / alpha^2, 2 psi(kappa), the bound near the mean, its distance from the mean
+  T step, base_lower, base_upper, std, lo, hi;
+  // Near: 1 - 2 * probability = x + t * x_step, without its cancellation. Far: 1 / alpha^2, 2 psi(kappa), the bound near
+  // the mean and its distance from the mean.
+  union { T mean, near; };
+  union { T x_step, kappa; };
+  union { T x_lower, psi; };
+  union { T x_upper, reach; };
 };
 
 struct Sparse {
@@ -43,7 +46,20 @@ struct Diagonals {
   int64_t start, groups, group_step, count, step;
 };
 
-constexpr int kMaxDims = 8;
+// What is done to each value after it was drawn, in registers: `value op operand`, rounded to `dtype`. All steps of a
+// fill are in float64, or none is.
+enum class Op : int32_t { cast, mul, add, div };
+
+struct Step {
+  Op op;
+  DType dtype;
+  union {
+    float f32;
+    double f64;
+  };
+};
+
+constexpr int kMaxDims = 8, kMaxSteps = 6;
 
 struct Fill {
   unsigned char* data;
@@ -69,6 +85,8 @@ struct Fill {
     Sparse sparse;
     Diagonals diagonals;
   };
+  int32_t steps;  // of a uniform, a normal or a truncated normal
+  Step program[kMaxSteps];
 
   int64_t numel() const {
     int64_t n = 1;

@@ -73,6 +73,7 @@ FASTINIT_FN F to_float(U a) { return _mm512_cvtepi32_ps(a); }
 FASTINIT_FN F add(F a, F b) { return _mm512_add_ps(a, b); }
 FASTINIT_FN F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 FASTINIT_FN F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+FASTINIT_FN F div(F a, F b) { return _mm512_div_ps(a, b); }
 FASTINIT_FN F sqrt(F a) { return _mm512_sqrt_ps(a); }
 FASTINIT_FN F min(F a, F b) { return _mm512_min_ps(a, b); }
 FASTINIT_FN F max(F a, F b) { return _mm512_max_ps(a, b); }
@@ -165,6 +166,7 @@ FASTINIT_FN F to_float(U a) { return _mm256_cvtepi32_ps(a); }
 FASTINIT_FN F add(F a, F b) { return _mm256_add_ps(a, b); }
 FASTINIT_FN F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 FASTINIT_FN F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+FASTINIT_FN F div(F a, F b) { return _mm256_div_ps(a, b); }
 FASTINIT_FN F sqrt(F a) { return _mm256_sqrt_ps(a); }
 FASTINIT_FN F min(F a, F b) { return _mm256_min_ps(a, b); }
 FASTINIT_FN F max(F a, F b) { return _mm256_max_ps(a, b); }
@@ -271,6 +273,7 @@ FASTINIT_FN F to_float(U a) { return __int2float_rn(static_cast<int>(a)); }
 FASTINIT_FN F add(F a, F b) { return __fadd_rn(a, b); }
 FASTINIT_FN F mul(F a, F b) { return __fmul_rn(a, b); }
 FASTINIT_FN F fma(F a, F b, F c) { return __fmaf_rn(a, b, c); }
+FASTINIT_FN F div(F a, F b) { return __fdiv_rn(a, b); }
 FASTINIT_FN F sqrt(F a) { return __fsqrt_rn(a); }
 FASTINIT_FN F min(F a, F b) { return fminf(a, b); }
 FASTINIT_FN F max(F a, F b) { return fmaxf(a, b); }
@@ -297,6 +300,7 @@ FASTINIT_FN F fma(F a, F b, F c) {
   return static_cast<float>(s);
 }
 #endif
+FASTINIT_FN F div(F a, F b) { return a / b; }
 FASTINIT_FN F sqrt(F a) { return __builtin_sqrtf(a); }
 FASTINIT_FN F min(F a, F b) { return a < b ? a : b; }
 FASTINIT_FN F max(F a, F b) { return a > b ? a : b; }
@@ -390,6 +394,7 @@ FASTINIT_BOTH_1(F, to_float, U)
 FASTINIT_BOTH_2(F, add, F, F)
 FASTINIT_BOTH_2(F, mul, F, F)
 FASTINIT_BOTH_3(F, fma, F, F, F)
+FASTINIT_BOTH_2(F, div, F, F)
 FASTINIT_BOTH_1(F, sqrt, F)
 FASTINIT_BOTH_2(F, min, F, F)
 FASTINIT_BOTH_2(F, max, F, F)

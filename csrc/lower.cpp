@@ -5,8 +5,10 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "coefficients.h"
+#include "distributions.h"
 #include "floating_point.h"
 
 namespace fastinit {
@@ -270,6 +272,8 @@ void append(std::vector<Fill>& out, Fill fill, const std::vector<int64_t>& sizes
   out.push_back(fill);
 }
 
+bool is_float(DType dtype) { return dtype >= DType::f32 && dtype <= DType::e5m2; }
+
 [[noreturn]] void malformed(const char* what) { throw std::invalid_argument(std::string("malformed batch: ") + what); }
 
 // Reads a flat list from its front.
@@ -313,14 +317,66 @@ int item_size_of(int64_t dtype) {
   return static_cast<int>(size);
 }
 
+// What is done after the draw of a dtype: its rounding, and what `how` and `numbers` hold next.
+void read_program(Fill& fill, DType drawn, int64_t steps, Reader<int64_t>& how, Reader<double>& numbers) {
+  const auto add = [&](Step step) {
+    if (fill.steps == kMaxSteps) malformed("too many steps");
+    if (!is_float(step.dtype) || (step.dtype == DType::f64) != (fill.dtype == DType::f64)) {
+      malformed("a step in a dtype that a program for this one cannot have");
+    }
+    fill.program[fill.steps++] = step;
+  };
+  Step step{};
+  step.dtype = drawn;
+  if (drawn == DType::f16 || drawn == DType::bf16 || drawn == DType::e4m3 || drawn == DType::e5m2) add(step);
+  for (int64_t s = 0; s < steps; ++s) {
+    const int64_t op = how.next();
+    if (op < static_cast<int64_t>(Op::cast) || op > static_cast<int64_t>(Op::div)) malformed("an unknown operation");
+    step.op = static_cast<Op>(op);
+    step.dtype = static_cast<DType>(how.next());
+    const double operand = numbers.next();
+    if (step.dtype == DType::f64) {
+      step.f64 = operand;
+    } else {
+      step.f32 = static_cast<float>(operand);
+    }
+    add(step);
+  }
+  if ((drawn == DType::f64) != (fill.dtype == DType::f64) || step.dtype != fill.dtype) {
+    malformed("a program that ends in another dtype than its tensor's");
+  }
+}
+
+// A constant, run through the fill's program.
+void run_on_constant(Fill& fill, DType drawn) {
+  if (drawn == DType::f64) {
+    double x[1];
+    std::memcpy(x, fill.pattern, 8);
+    scalar::run_steps64(fill.program, fill.steps, x);
+    std::memcpy(fill.pattern, x, 8);
+  } else {
+    const auto narrow = static_cast<uint32_t>(fill.pattern[0]);
+    uint32_t x[1] = {drawn == DType::f16    ? scalar::F16::value(narrow)
+                     : drawn == DType::bf16 ? scalar::BF16::value(narrow)
+                     : drawn == DType::e4m3 ? scalar::E4M3::value(narrow)
+                     : drawn == DType::e5m2 ? scalar::E5M2::value(narrow)
+                                            : narrow};
+    scalar::run_steps(fill.program, fill.steps, x);
+    fill.pattern[0] = fill.dtype == DType::f16    ? scalar::F16::round(x[0])
+                      : fill.dtype == DType::bf16 ? scalar::BF16::round(x[0])
+                      : fill.dtype == DType::e4m3 ? scalar::E4M3::round(x[0])
+                      : fill.dtype == DType::e5m2 ? scalar::E5M2::round(x[0])
+                                                  : x[0];
+  }
+  fill.steps = 0;
+}
+
 // 64 bits that travel as two doubles of 32 bits each, low first.
 uint64_t word_of(double low, double high) {
   constexpr double kEnd = 0x1p32;
   if (!(low >= 0.0 && low < kEnd && high >= 0.0 && high < kEnd)) malformed("half of a word is not one of 32 bits");
   return static_cast<uint64_t>(high) << 32 | static_cast<uint64_t>(low);
 }
-
-bool is_float(DType dtype) { return dtype >= DType::f32 && dtype <= DType::e5m2; }
 
 void lower_eye_or_dirac(Fill& fill, const std::vector<int64_t>& shape, const std::vector<double>& p) {
   Diagonals c{};
@@ -408,9 +464,19 @@ std::vector<Fill> lower(const std::vector<int64_t>& tensors, const std::vector<i
 
     fill.kind = static_cast<Kind>(how.next());
     const int64_t word0 = how.next(), word1 = how.next();
-    const int64_t count = how.next(), region = how.next();
+    const int64_t count = how.next(), region = how.next(), steps = how.next();
     std::vector<int64_t> shape = how.take(region), offsets = how.take(region);
     const std::vector<double> p = numbers.take(count);
+    DType drawn = fill.dtype;
+    if (steps < 0) malformed("a negative number of steps");
+    if (steps > 0) {
+      if (fill.kind != Kind::uniform && fill.kind != Kind::normal && fill.kind != Kind::truncated_normal) {
+        malformed("steps after a fill that takes none");
+      }
+      if (!is_float(drawn)) malformed("a random fill of a dtype that is not floating");
+      drawn = static_cast<DType>(how.next());
+      read_program(fill, drawn, steps, how, numbers);
+    }
     if (region == 0) {
       shape = sizes;
       offsets.assign(sizes.size(), 0);
@@ -448,7 +514,10 @@ std::vector<Fill> lower(const std::vector<int64_t>& tensors, const std::vector<i
       case Kind::uniform:
       case Kind::normal:
       case Kind::truncated_normal:
+        std::swap(fill.dtype, drawn);
         lower_random(fill, p);
+        std::swap(fill.dtype, drawn);
+        if (fill.steps > 0 && fill.kind == Kind::constant) run_on_constant(fill, drawn);
         break;
       case Kind::sparse: {
         if (shape.size() != 2 || p.size() != 4) malformed("sparse takes a matrix, sparsity, std and a second stream");

@@ -18,7 +18,10 @@ from torch_fastinit.initializers import (
     Eye,
     Initializer,
     Normal,
+    Op,
+    Program,
     Sparse,
+    Step,
     TruncatedNormal,
     Uniform,
 )
@@ -99,6 +102,10 @@ def batch(layout: Layout, buffers: list[torch.Tensor], dtypes: Sequence[torch.dt
         for initializer in initializers(layout):
             buffers.append(layout.buffer(dtype))
             fills.append(Fill(layout.view(buffers[-1]), initializer, SEED, STREAM, layout.region))
+        for draw in (Uniform(-0.5, 0.25), Normal(-0.1, 0.5), NEAR):
+            steps = (Step(Op.MUL, 0.1, dtype), Step(Op.ADD, 0.7, dtype))
+            buffers.append(layout.buffer(dtype))
+            fills.append(Fill(layout.view(buffers[-1]), Program(draw, dtype, steps), SEED, STREAM, layout.region))
     for offset in OFFSETS:
         buffers.append(layout.buffer(torch.int32))
         fills.append(Fill(layout.view(buffers[-1]), Bits(offset), SEED, STREAM, layout.region))

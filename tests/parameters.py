@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from torch_fastinit.initializers import Normal, TruncatedNormal, Uniform
+import torch
+
+from torch_fastinit.initializers import Initializer, Normal, Op, Program, Step, TruncatedNormal, Uniform
 
 INF = math.inf
 
@@ -87,3 +89,47 @@ EMPTY = {
 }
 
 ALL = UNIFORM | NORMAL | TRUNCATED
+
+F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+MUL, ADD, DIV, CAST = Op.MUL, Op.ADD, Op.DIV, Op.CAST
+
+
+def program(draw: Initializer, dtype: torch.dtype, *steps: tuple[Op, float] | tuple[Op, float, torch.dtype]) -> Program:
+    """Steps without a dtype are in that of the step before."""
+    done: list[Step] = []
+    now = dtype
+    for op, operand, *other in steps:
+        (now,) = other or (now,)
+        done.append(Step(op, operand, now))
+    return Program(draw, dtype, tuple(done))
+
+
+PROGRAMS = {
+    "scaled": program(Normal(), F32, (MUL, 0.02)),
+    "scaled and shifted": program(Normal(), F32, (MUL, 0.1), (ADD, -0.3)),
+    "affine": program(Uniform(), F32, (MUL, 2.0), (ADD, -1.0)),
+    "divided": program(Normal(), F32, (DIV, math.sqrt(768.0))),
+    "truncated, scaled and shifted": program(TruncatedNormal(), F32, (MUL, 0.02 / 0.87962566103423978), (ADD, 0.5)),
+    "far tail, scaled": program(TruncatedNormal(0.0, 1.0, 8.0, 9.0), F32, (MUL, -0.125)),
+    "five steps": program(Uniform(-1.0, 1.0), F32, (MUL, 0.3), (ADD, 0.1), (DIV, 0.7), (MUL, -1.0), (ADD, 1e-3)),
+    "cast to bfloat16": program(Uniform(), F32, (CAST, 0.0, BF16)),
+    "cast to float16": program(TruncatedNormal(), F32, (CAST, 0.0, F16)),
+    "cast to float8_e4m3fn": program(Uniform(-1.0, 1.0), F32, (CAST, 0.0, E4M3)),
+    "cast to float8_e5m2": program(Uniform(-1.0, 1.0), F32, (CAST, 0.0, E5M2)),
+    "in bfloat16": program(Normal(), BF16, (MUL, 0.02), (ADD, 1.0)),
+    "in float16": program(Uniform(-1.0, 1.0), F16, (MUL, 0.3), (DIV, 3.0), (ADD, 0.01)),
+    "in float8_e4m3fn and out": program(Normal(), E4M3, (CAST, 0.0, F32), (MUL, 0.1)),
+    "in float8_e5m2 and out": program(Normal(0.0, 1e-4), E5M2, (CAST, 0.0, BF16)),
+    "through bfloat16": program(Normal(), F32, (CAST, 0.0, BF16), (CAST, 0.0, F32), (ADD, 0.1)),
+    "subnormal in float16": program(Normal(0.0, 1e-6), F16, (CAST, 0.0, F32), (MUL, 3.0)),
+    "subnormal in float32": program(Uniform(-1e-38, 1e-38), F32, (MUL, 0.01)),
+    "to infinity": program(Normal(0.0, 3e4), F16, (MUL, 3.0), (CAST, 0.0, F32), (ADD, -1.0)),
+    "past the largest float8_e4m3fn": program(Normal(0.0, 300.0), F32, (MUL, 2.0), (CAST, 0.0, E4M3)),
+    "float64": program(Normal(), F64, (MUL, 0.1), (ADD, -0.3), (DIV, 7.0)),
+    "float64, uniform": program(Uniform(), F64, (MUL, 0.1), (CAST, 0.0)),
+    "float64, truncated": program(TruncatedNormal(0.0, 1.0, 8.0, 9.0), F64, (MUL, 0.1)),
+    "a constant, since no float16 lies between": program(Uniform(1.0001, 1.0002), F16, (MUL, 3.0), (CAST, 0.0, BF16)),
+    "a constant, since nothing deviates": program(TruncatedNormal(0.3, 0.0), F32, (MUL, 0.1), (CAST, 0.0, F16)),
+    "a constant of float64": program(TruncatedNormal(0.3, 0.0), F64, (MUL, 0.1), (ADD, 1.0)),
+}

@@ -25,6 +25,8 @@ from torch_fastinit.initializers import (
     Eye,
     Initializer,
     Normal,
+    Op,
+    Program,
     Sparse,
     TruncatedNormal,
     Uniform,
@@ -250,6 +252,22 @@ def to_bits(x: Array, dtype: str) -> Array:
     if dtype in NARROW:
         return round_narrow(x, dtype)
     return x.view(u32 if dtype == "float32" else u64)
+
+
+def values_of_bits(pattern: Array, dtype: str) -> Array:
+    """What bit patterns of a dtype are, in the arithmetic's type: exactly."""
+    if dtype in ("float32", "float64"):
+        return pattern.view(f32 if dtype == "float32" else f64)
+    exponents, m, infinite = NARROW[dtype]
+    bias = 2 ** (exponents - 1) - 1
+    pattern = pattern.astype(i64)
+    field, fraction = pattern >> m & ((1 << exponents) - 1), pattern & ((1 << m) - 1)
+    value = np.ldexp(np.where(field > 0, fraction + (1 << m), fraction).astype(f64), np.maximum(field, 1) - bias - m)
+    if infinite:
+        value = np.where(field == (1 << exponents) - 1, np.where(fraction == 0, np.inf, np.nan), value)
+    else:
+        value = np.where(pattern & 0x7F == 0x7F, np.nan, value)
+    return np.copysign(value, np.where(pattern >> (exponents + m) != 0, -1.0, 1.0)).astype(f32)
 
 
 def is_wide(dtype: str) -> bool:
@@ -555,7 +573,34 @@ def fill(
             second = draw_stream(stream, 1) if second is None else second % 2**64
             zero = sparse_zeros(seed, second, shape, (box[0], box[1]), initializer.sparsity)
             return to_bits(np.where(zero, values.dtype.type(0), values), dtype)
+        if isinstance(initializer, Program):
+            return program_bits(initializer, shape, box, index, dtype, seed, stream)
         return to_bits(plain_values(initializer, shape, box, index, dtype, seed, stream), dtype)
+
+
+# Section 11: programs.
+
+
+def program_bits(
+    program: Program, shape: Sequence[int], box: list[slice], index: Array, dtype: str, seed: int, stream: int
+) -> Array:
+    """Every step through memory: rounded to its dtype, and read from there by the next."""
+    now = str(program.dtype).removeprefix("torch.")
+    pattern = to_bits(plain_values(program.draw, shape, box, index, now, seed, stream), now)
+    for step in program.steps:
+        x = values_of_bits(pattern, now)
+        now = str(step.dtype).removeprefix("torch.")
+        c = (f64 if is_wide(now) else f32)(step.operand)
+        assert x.dtype == c.dtype
+        if step.op is Op.MUL:
+            x = x * c
+        elif step.op is Op.ADD:
+            x = x + c
+        elif step.op is Op.DIV:
+            x = x / c
+        pattern = to_bits(x, now)
+    assert now == dtype
+    return pattern
 
 
 def normal_fill(initializer: Normal, index: Array, dtype: str, seed: int, stream: int) -> Array:

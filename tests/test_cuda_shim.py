@@ -17,11 +17,11 @@ import pytest
 import torch
 from bits import REAL, SEED, STREAM, check, check_box, dirty
 from layouts import LAYOUTS, Layout, batch, raw
-from parameters import EMPTY, NORMAL, TRUNCATED, UNIFORM
+from parameters import EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 from test_kernels import FAR_BOXES
 
 from torch_fastinit import backend
-from torch_fastinit.initializers import Constant, Eye, Initializer, Normal, Sparse, TruncatedNormal, Uniform
+from torch_fastinit.initializers import Constant, Eye, Initializer, Normal, Program, Sparse, TruncatedNormal, Uniform
 from torch_fastinit.ops import Fill, Region, fill
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,6 +116,11 @@ def test_same_bits_as_the_reference(group: str, dtype: torch.dtype, shim: Shim) 
         check(initializer, dirty((31, 37), dtype))  # as in test_kernels, where the reference was computed
 
 
+@pytest.mark.parametrize("initializer", PROGRAMS.values(), ids=[name.replace(" ", "_") for name in PROGRAMS])
+def test_programs(initializer: Program, shim: Shim) -> None:
+    check(initializer, dirty((31, 37), initializer.steps[-1].dtype))
+
+
 @pytest.mark.parametrize(("shape", "box"), FAR_BOXES)
 def test_far_out(shape: tuple[int, ...], box: tuple, shim: Shim) -> None:
     for initializer in (Uniform(), Normal(), TruncatedNormal(), TRUNCATED["8 to 9"]):
@@ -147,6 +152,11 @@ def test_a_model_takes_one_launch_for_200_tensors(shim: Shim) -> None:
         again = torch.empty_like(tensors[n])
         fill([Fill(again, initializers[n % 4], SEED, n)])
         assert torch.equal(tensors[n], again)
+
+
+def test_float64_truncated_normals_too(shim: Shim) -> None:
+    fill([Fill(torch.empty(8, dtype=torch.float64), TruncatedNormal(), SEED, n) for n in range(1000)])
+    assert shim.state.launches <= 1000 // 200
 
 
 def test_largest_entries_fill_a_table_exactly(shim: Shim) -> None:
@@ -184,7 +194,7 @@ def test_errors_name_their_cause(shim: Shim) -> None:
     assert message == "CUDA: choosing the device: invalid device ordinal (cudaErrorInvalidDevice)"
     misaligned = torch.empty(9, dtype=torch.uint8)[1:].as_strided((8,), (1,))
     with pytest.raises(RuntimeError, match="not aligned to their size"):
-        shim.fill([Misaligned(misaligned)], (1, 0, 0, 0, 0), ())
+        shim.fill([Misaligned(misaligned)], (1, 0, 0, 0, 0, 0), ())
 
 
 class Misaligned:

@@ -11,7 +11,7 @@ import torch
 from bits import REAL, SEED, STREAM, bits_of, check, check_box, dirty, expected, name_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parameters import ALL, EMPTY, INF, NORMAL, TRUNCATED, UNIFORM
+from parameters import ALL, EMPTY, INF, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 
 from torch_fastinit import init
 from torch_fastinit.initializers import (
@@ -20,6 +20,7 @@ from torch_fastinit.initializers import (
     Eye,
     Initializer,
     Normal,
+    Program,
     Sparse,
     TruncatedNormal,
     Uniform,
@@ -45,6 +46,11 @@ def test_same_bits(initializer: Initializer, isa: str) -> None:
 def test_empty_interval(initializer: Initializer) -> None:
     for dtype in REAL:
         check(initializer, dirty((5,), dtype))
+
+
+@cases(PROGRAMS)
+def test_programs(initializer: Program, isa: str) -> None:
+    check(initializer, dirty(SHAPE, initializer.steps[-1].dtype))
 
 
 @cases({k: v for k, v in NORMAL.items() if k != "past the largest float32"} | {"uniform": Uniform(-1.0, 3.0)})

@@ -310,7 +310,7 @@ def describe(tensor: torch.Tensor, code: int = 0) -> list[int]:
 
 
 T = torch.empty(6, 4)
-NORMAL_RECIPE = [int(Kind.NORMAL), 1, 2, 2, 0]
+NORMAL_RECIPE = [int(Kind.NORMAL), 1, 2, 2, 0, 0]
 
 MALFORMED = {
     "a cut layout": (describe(T)[:-1], NORMAL_RECIPE, [0.0, 1.0]),
@@ -321,41 +321,54 @@ MALFORMED = {
     "a recipe left over": (describe(T), [*NORMAL_RECIPE, 3], [0.0, 1.0]),
     "too few parameters": (describe(T), NORMAL_RECIPE, [0.0]),
     "parameters left over": (describe(T), NORMAL_RECIPE, [0.0, 1.0, 2.0]),
-    "a negative number of parameters": (describe(T), [3, 1, 2, -1, 0], []),
-    "a huge number of parameters": (describe(T), [3, 1, 2, 2**62, 0], [0.0, 1.0]),
+    "a negative number of parameters": (describe(T), [3, 1, 2, -1, 0, 0], []),
+    "a huge number of parameters": (describe(T), [3, 1, 2, 2**62, 0, 0], [0.0, 1.0]),
     "a negative number of dimensions": ([T.data_ptr(), 0, -1], NORMAL_RECIPE, [0.0, 1.0]),
     "a huge number of dimensions": ([T.data_ptr(), 0, 2**62, 6, 4], NORMAL_RECIPE, [0.0, 1.0]),
     "two negative sizes": ([T.data_ptr(), 0, 2, -6, -4, 4, 1], NORMAL_RECIPE, [0.0, 1.0]),
-    "half a stream of more than 32 bits": (describe(T), [5, 1, 2, 4, 0], [0.5, 1.0, 2.0**32, 0.0]),
-    "half a stream that is no number": (describe(T), [5, 1, 2, 4, 0], [0.5, 1.0, 0.0, float("nan")]),
-    "an offset of more than 66 bits": (describe(T, 6), [0, 1, 2, 3, 0], [0.0, 0.0, 4.0]),
+    "half a stream of more than 32 bits": (describe(T), [5, 1, 2, 4, 0, 0], [0.5, 1.0, 2.0**32, 0.0]),
+    "half a stream that is no number": (describe(T), [5, 1, 2, 4, 0, 0], [0.5, 1.0, 0.0, float("nan")]),
+    "an offset of more than 66 bits": (describe(T, 6), [0, 1, 2, 3, 0, 0], [0.0, 0.0, 4.0]),
     "a negative size": ([T.data_ptr(), 0, 2, -6, 4, 4, 1], NORMAL_RECIPE, [0.0, 1.0]),
-    "an unknown kind": (describe(T), [99, 1, 2, 2, 0], [0.0, 1.0]),
-    "a negative kind": (describe(T), [-1, 1, 2, 2, 0], [0.0, 1.0]),
-    "a kind inside of the library": (describe(T), [8, 1, 2, 0, 0], []),
+    "an unknown kind": (describe(T), [99, 1, 2, 2, 0, 0], [0.0, 1.0]),
+    "a negative kind": (describe(T), [-1, 1, 2, 2, 0, 0], [0.0, 1.0]),
+    "a kind inside of the library": (describe(T), [8, 1, 2, 0, 0, 0], []),
     "an unknown dtype": (describe(T, 7), NORMAL_RECIPE, [0.0, 1.0]),
     "a negative dtype": (describe(T, -1), NORMAL_RECIPE, [0.0, 1.0]),
-    "an item of three bytes": (describe(T, 64 + 3), [1, 0, 0, 0, 0], []),
-    "an item of 2^32 + 64 + 4 bytes": (describe(T, 2**32 + 64 + 4), [1, 0, 0, 0, 0], []),
+    "an item of three bytes": (describe(T, 64 + 3), [1, 0, 0, 0, 0, 0], []),
+    "an item of 2^32 + 64 + 4 bytes": (describe(T, 2**32 + 64 + 4), [1, 0, 0, 0, 0, 0], []),
     "random numbers of an opaque dtype": (describe(T, 64 + 4), NORMAL_RECIPE, [0.0, 1.0]),
     "random numbers of int32": (describe(T, 6), NORMAL_RECIPE, [0.0, 1.0]),
-    "bits of float32": (describe(T), [0, 1, 2, 3, 0], [0.0, 0.0, 0.0]),
-    "bits without an offset": (describe(T, 6), [0, 1, 2, 0, 0], []),
-    "a normal of three parameters": (describe(T), [3, 1, 2, 3, 0], [0.0, 1.0, 2.0]),
-    "a uniform of one": (describe(T), [2, 1, 2, 1, 0], [0.0]),
-    "a truncated normal of two": (describe(T), [4, 1, 2, 2, 0], [0.0, 1.0]),
-    "sparse without its second stream": (describe(T), [5, 1, 2, 2, 0], [0.5, 1.0]),
-    "sparse of a vector": (describe(T[0]), [5, 1, 2, 4, 0], [0.5, 1.0, 0.0, 0.0]),
-    "eye of a vector": (describe(T[0]), [6, 0, 0, 0, 0], []),
-    "dirac of a matrix": (describe(T), [7, 0, 0, 1, 0], [1.0]),
-    "dirac of no groups": (describe(T.reshape(2, 3, 4)), [7, 0, 0, 1, 0], [0.0]),
-    "dirac of NaN groups": (describe(T.reshape(2, 3, 4)), [7, 0, 0, 1, 0], [float("nan")]),
-    "a region of another rank": (describe(T), [3, 1, 2, 2, 1, 24, 0], [0.0, 1.0]),
-    "a region outside": (describe(T), [3, 1, 2, 2, 2, 7, 4, 2, 0], [0.0, 1.0]),
-    "a region before the beginning": (describe(T), [3, 1, 2, 2, 2, 7, 4, -1, 0], [0.0, 1.0]),
-    "a logical tensor smaller than its region": (describe(T), [3, 1, 2, 2, 2, 5, 4, 0, 0], [0.0, 1.0]),
-    "a logical tensor of 2^64 elements": (describe(T), [3, 1, 2, 2, 2, 2**32, 2**32, 0, 0], [0.0, 1.0]),
-    "a cut region": (describe(T), [3, 1, 2, 2, 2, 6, 4, 0], [0.0, 1.0]),
+    "bits of float32": (describe(T), [0, 1, 2, 3, 0, 0], [0.0, 0.0, 0.0]),
+    "bits without an offset": (describe(T, 6), [0, 1, 2, 0, 0, 0], []),
+    "a normal of three parameters": (describe(T), [3, 1, 2, 3, 0, 0], [0.0, 1.0, 2.0]),
+    "a uniform of one": (describe(T), [2, 1, 2, 1, 0, 0], [0.0]),
+    "a truncated normal of two": (describe(T), [4, 1, 2, 2, 0, 0], [0.0, 1.0]),
+    "sparse without its second stream": (describe(T), [5, 1, 2, 2, 0, 0], [0.5, 1.0]),
+    "sparse of a vector": (describe(T[0]), [5, 1, 2, 4, 0, 0], [0.5, 1.0, 0.0, 0.0]),
+    "eye of a vector": (describe(T[0]), [6, 0, 0, 0, 0, 0], []),
+    "dirac of a matrix": (describe(T), [7, 0, 0, 1, 0, 0], [1.0]),
+    "dirac of no groups": (describe(T.reshape(2, 3, 4)), [7, 0, 0, 1, 0, 0], [0.0]),
+    "dirac of NaN groups": (describe(T.reshape(2, 3, 4)), [7, 0, 0, 1, 0, 0], [float("nan")]),
+    "a region of another rank": (describe(T), [3, 1, 2, 2, 1, 0, 24, 0], [0.0, 1.0]),
+    "a region outside": (describe(T), [3, 1, 2, 2, 2, 0, 7, 4, 2, 0], [0.0, 1.0]),
+    "a region before the beginning": (describe(T), [3, 1, 2, 2, 2, 0, 7, 4, -1, 0], [0.0, 1.0]),
+    "a logical tensor smaller than its region": (describe(T), [3, 1, 2, 2, 2, 0, 5, 4, 0, 0], [0.0, 1.0]),
+    "a logical tensor of 2^64 elements": (describe(T), [3, 1, 2, 2, 2, 0, 2**32, 2**32, 0, 0], [0.0, 1.0]),
+    "a negative number of steps": (describe(T), [3, 1, 2, 2, 0, -1], [0.0, 1.0]),
+    "steps without their draw": (describe(T), [3, 1, 2, 2, 0, 1], [0.0, 1.0, 2.0]),
+    "a step without its operand": (describe(T), [3, 1, 2, 2, 0, 1, 0, 1, 0], [0.0, 1.0]),
+    "a step of an unknown kind": (describe(T), [3, 1, 2, 2, 0, 1, 0, 4, 0], [0.0, 1.0, 2.0]),
+    "a step in an unknown dtype": (describe(T), [3, 1, 2, 2, 0, 1, 0, 1, 7], [0.0, 1.0, 2.0]),
+    "a step in float64 for float32": (describe(T), [3, 1, 2, 2, 0, 2, 0, 1, 1, 0, 0], [0.0, 1.0, 2.0, 3.0]),
+    "a draw in float64 for float32": (describe(T), [3, 1, 2, 2, 0, 1, 1, 1, 0], [0.0, 1.0, 2.0]),
+    "a draw in int32": (describe(T), [3, 1, 2, 2, 0, 1, 6, 1, 0], [0.0, 1.0, 2.0]),
+    "a program that ends in another dtype": (describe(T), [3, 1, 2, 2, 0, 1, 0, 1, 3], [0.0, 1.0, 2.0]),
+    "too many steps": (describe(T), [3, 1, 2, 2, 0, 7, 0, *([1, 0] * 7)], [0.0, 1.0, *([2.0] * 7)]),
+    "steps after a constant": (describe(T), [1, 0, 0, 0, 0, 1, 0, 1, 0], [2.0]),
+    "steps after sparse": (describe(T), [5, 1, 2, 4, 0, 1, 0, 1, 0], [0.5, 1.0, 0.0, 0.0, 2.0]),
+    "steps of a dtype without arithmetic": (describe(T, 6), [3, 1, 2, 2, 0, 1, 0, 1, 0], [0.0, 1.0, 2.0]),
+    "a cut region": (describe(T), [3, 1, 2, 2, 2, 0, 6, 4, 0], [0.0, 1.0]),
 }
 
 
@@ -370,14 +383,14 @@ def test_malformed_batch(batch: tuple[list[int], list[int], list[float]]) -> Non
 def test_a_bad_fill_stops_the_whole_batch() -> None:
     T.fill_(7.0)
     with pytest.raises(ValueError, match="malformed batch"):
-        _C.fill_cpu(describe(T) * 2, [*NORMAL_RECIPE, 99, 0, 0, 0, 0], [0.0, 1.0], 1)
+        _C.fill_cpu(describe(T) * 2, [*NORMAL_RECIPE, 99, 0, 0, 0, 0, 0], [0.0, 1.0], 1)
     assert bool((T == 7.0).all())
 
 
 @pytest.mark.parametrize("count", [-(2**31), -1, 0])
 def test_no_threads_is_one(count: int) -> None:
     tensor = dirty((6, 4), torch.float32)
-    _C.fill_cpu(describe(tensor), [int(Kind.NORMAL), SEED, STREAM - 2**64, 2, 0], [0.0, 1.0], count)
+    _C.fill_cpu(describe(tensor), [int(Kind.NORMAL), SEED, STREAM - 2**64, 2, 0, 0], [0.0, 1.0], count)
     np.testing.assert_array_equal(bits_of(tensor), expected(Normal(), (6, 4), torch.float32))
 
 

@@ -43,7 +43,7 @@ def test_opcheck_of_the_eager_op(requires_grad: bool) -> None:
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_of_the_batch_op(requires_grad: bool) -> None:
     tensors = [torch.empty(5, 4, requires_grad=requires_grad), torch.empty(3, dtype=torch.bfloat16)]
-    recipe = [Kind.NORMAL, 1, 2, 2, 0, Kind.UNIFORM, 3, 4, 2, 1, 10, 7]
+    recipe = [Kind.NORMAL, 1, 2, 2, 0, 0, Kind.UNIFORM, 3, 4, 2, 1, 0, 10, 7]
     opcheck(batch_op, (tensors, [int(x) for x in recipe], [0.0, 1.0, -1.0, 1.0]))
 
 

@@ -11,7 +11,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 __all__ = [
+    "MAX_STEPS",
     "Bits",
     "Constant",
     "Dirac",
@@ -19,7 +22,10 @@ __all__ = [
     "Initializer",
     "Kind",
     "Normal",
+    "Op",
+    "Program",
     "Sparse",
+    "Step",
     "TruncatedNormal",
     "Uniform",
 ]
@@ -151,3 +157,47 @@ class Dirac(Initializer):
     @property
     def params(self) -> tuple[float, ...]:
         return (float(self.groups),)
+
+
+class Op(enum.IntEnum):
+    """What a step does to a value; csrc/fill.h has the same list."""
+
+    CAST = 0
+    MUL = 1
+    ADD = 2
+    DIV = 3
+
+
+#: As many steps as the kernels take after a draw (csrc/fill.h has room for the draw's own rounding besides).
+MAX_STEPS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """``value op operand``, rounded to ``dtype``; the arithmetic is float64 for float64 and float32 for all others."""
+
+    op: Op
+    operand: float
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Program(Initializer):
+    """``draw`` in ``dtype``, then ``steps`` in order, each with its own rounding: what the operations one by one give.
+
+    ``draw`` is a :class:`Uniform`, a :class:`Normal` or a :class:`TruncatedNormal`. Its bounds hold in ``dtype``; the
+    last step's dtype is the tensor's. Either all dtypes are float64 or none is.
+    """
+
+    draws = 1
+    draw: Initializer
+    dtype: torch.dtype
+    steps: tuple[Step, ...]
+
+    @property
+    def kind(self) -> Kind:  # type: ignore[override]
+        return self.draw.kind
+
+    @property
+    def params(self) -> tuple[float, ...]:
+        return self.draw.params

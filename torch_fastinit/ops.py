@@ -6,11 +6,12 @@ gradients: a fill is an initialisation, outside of the history that autograd kee
 
 A batch travels as two flat lists. ``recipe`` holds, for each tensor::
 
-    kind, word0, word1, number of params, dimensions of the region, [logical shape ...], [offsets ...]
+    kind, word0, word1, number of params, dimensions of the region, number of steps,
+    [logical shape ...], [offsets ...], [dtype of the draw, (op, dtype) of each step ...]
 
 ``word0, word1`` are the seed and the stream of the first draw; for a constant they are its bit pattern. A sparse fill
 has the stream of its second draw behind its parameters, in two 32-bit halves, low first. A region of dimension 0 is the
-whole tensor.
+whole tensor. ``params`` has the parameters and then one operand for each step.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from torch_fastinit.backend import DEVICES, DTYPE_CODES, run
-from torch_fastinit.initializers import Bits, Constant, Initializer, Kind, Normal, Uniform
+from torch_fastinit.initializers import Bits, Constant, Initializer, Kind, Normal, Program, Uniform
 from torch_fastinit.stream import draw_seed, draw_stream, to_signed
 
 __all__ = ["RANDOM_DTYPES", "Fill", "Region", "fill", "fill_one", "random_bits_"]
@@ -83,8 +84,14 @@ def fill(fills: Sequence[Fill]) -> None:
         if initializer.draws == 2:
             own = (*own, *_halves(draw_stream(f.stream, 1) if f.second is None else f.second))
         tensors.append(tensor)
-        recipe += (initializer.kind, *words, len(own), len(where) // 2, *where)
+        steps = initializer.steps if isinstance(initializer, Program) else ()
+        recipe += (initializer.kind, *words, len(own), len(where) // 2, len(steps), *where)
         params += own
+        if steps:
+            recipe.append(DTYPE_CODES[initializer.dtype])
+            for step in steps:
+                recipe += (step.op, DTYPE_CODES[step.dtype])
+                params.append(step.operand)
     if tensors:
         _fill_batch_op(tensors, recipe, params)
 
@@ -223,7 +230,7 @@ def _fill_one(
     _refuse_overlap(tensor)
     if kind == Kind.SPARSE:
         params = (*params, *_EAGER_SECOND)
-    run((tensor,), (kind, draw_seed(generator), 0, len(params), 0), params)
+    run((tensor,), (kind, draw_seed(generator), 0, len(params), 0, 0), params)
 
 
 def _nothing(*args: object, **kwargs: object) -> None:
