@@ -25,12 +25,20 @@ struct TruncatedNormal {
   int32_t threshold;  // words above it (as 31-bit integers) lie on the upper side
   int32_t far;        // both bounds lie 6 deviations or more on one side of the mean
   T step, base_lower, base_upper, std, lo, hi;
-  // Near: 1 - 2 * probability = x + t * x_step, without its cancellation. Far: 1 / alpha^2, 2 psi(kappa), the bound near
-  // the mean and its distance from the mean.
-  union { T mean, near; };
-  union { T x_step, kappa; };
-  union { T x_lower, psi; };
-  union { T x_upper, reach; };
+  // Near: 1 - 2 * probability = x + t * x_step, without its cancellation. Far: 1 / alpha^2, 2 psi(kappa), the bound
+  // near the mean and its distance from the mean.
+  union {
+    T mean, near;
+  };
+  union {
+    T x_step, kappa;
+  };
+  union {
+    T x_lower, psi;
+  };
+  union {
+    T x_upper, reach;
+  };
 };
 
 struct Sparse {

@@ -345,6 +345,11 @@ void read_program(Fill& fill, DType drawn, int64_t steps, Reader<int64_t>& how, 
   if ((drawn == DType::f64) != (fill.dtype == DType::f64) || step.dtype != fill.dtype) {
     malformed("a program that ends in another dtype than its tensor's");
   }
+  // Storing rounds to the tensor's dtype, so what ends with that cast alone needs no step.
+  while (fill.steps > 0 && fill.program[fill.steps - 1].op == Op::cast &&
+         fill.program[fill.steps - 1].dtype == fill.dtype) {
+    --fill.steps;
+  }
 }
 
 // A constant, run through the fill's program.
@@ -517,7 +522,7 @@ std::vector<Fill> lower(const std::vector<int64_t>& tensors, const std::vector<i
         std::swap(fill.dtype, drawn);
         lower_random(fill, p);
         std::swap(fill.dtype, drawn);
-        if (fill.steps > 0 && fill.kind == Kind::constant) run_on_constant(fill, drawn);
+        if (steps > 0 && fill.kind == Kind::constant) run_on_constant(fill, drawn);
         break;
       case Kind::sparse: {
         if (shape.size() != 2 || p.size() != 4) malformed("sparse takes a matrix, sparsity, std and a second stream");

@@ -21,10 +21,10 @@ import reference
 import torch
 from bits import REAL, check, check_box, dirty
 from layouts import LAYOUTS, Layout, batch, raw
-from parameters import NORMAL, TRUNCATED, UNIFORM
+from parameters import NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 
 from torch_fastinit import _C, backend
-from torch_fastinit.initializers import Initializer, Sparse
+from torch_fastinit.initializers import Initializer, Program, Sparse
 from torch_fastinit.ops import fill
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,6 +80,11 @@ CHOSEN = {
 def test_same_bits_as_the_reference(initializer: Initializer, triton_fills: None) -> None:
     for dtype in REAL:
         check(initializer, dirty((31, 37), dtype))  # as in test_kernels, where the reference was computed
+
+
+@pytest.mark.parametrize("initializer", PROGRAMS.values(), ids=[name.replace(" ", "_") for name in PROGRAMS])
+def test_programs(initializer: Program, triton_fills: None) -> None:
+    check(initializer, dirty((31, 37), initializer.steps[-1].dtype))
 
 
 def test_sparse(triton_fills: None) -> None:
@@ -175,6 +180,7 @@ def test_compiles_for(target: str) -> None:
         "normal",
         "truncated_normal",
         "far_tail",
+        "program",
         "sparse",
         "patterned",
     }

@@ -204,6 +204,8 @@ TRITON: dict[str, tuple[str, dict[str, Any]]] = {
     "normal": ("run", {"KIND": 3, "FAR": False}),
     "truncated_normal": ("run", {"KIND": 4, "FAR": False}),
     "far_tail": ("scattered", {"KIND": 4, "FAR": True}),
+    # times, plus and divided by something, in float16, bfloat16 and float8_e4m3fn
+    "program": ("run", {"KIND": 3, "FAR": False, "PROGRAM": 10 | 15 << 6 | 20 << 12}),
     "sparse": ("sparse", {}),
     "patterned": ("patterned", {"KIND": 8}),
 }
@@ -220,7 +222,15 @@ def triton_rows(target: str) -> list[Row]:
     rows = []
     for name, (kernel, own) in TRITON.items():
         function = getattr(module.kernels, kernel)
-        constants = {"DTYPE": 0, "BYTES": 4, "BLOCK": module.BLOCK, "TILES": module.TILES, "ALIGNED": True, **own}
+        constants = {
+            "DTYPE": 0,
+            "BYTES": 4,
+            "PROGRAM": 0,
+            "BLOCK": module.BLOCK,
+            "TILES": module.TILES,
+            "ALIGNED": True,
+            **own,
+        }
         if kernel == "sparse":
             constants["BLOCK"] = 128
         names = [p.name for p in function.params]

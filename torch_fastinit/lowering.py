@@ -1,26 +1,31 @@
 """Entries of the tape as fills: what one operation writes, and what a whole storage holds.
 
 A storage whose live writes are all fills (:func:`lowered`) needs no replay: the fills go straight to where the tensor
-will live. Copies of such a storage are the same fills again, and a cast is folded into them where that changes no bit.
+will live. Copies of such a storage are the same fills again. Casts and arithmetic with a number are folded into them as
+steps of a program, each with its own rounding, so that no bit changes (docs/stream.md, section 11).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from torch_fastinit.initializers import (
+    MAX_STEPS,
     Constant,
     Dirac,
     Eye,
     Initializer,
     Kind,
     Normal,
+    Op,
+    Program,
     Sparse,
+    Step,
     TruncatedNormal,
     Uniform,
 )
@@ -34,6 +39,9 @@ aten = torch.ops.aten
 
 #: Casts of a float32 normal that are the narrow fill itself: both round the same float32 once, and no bound is clamped.
 _NARROW = frozenset({torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2})
+#: dtypes of a program's steps, float64 by itself; and those that torch can calculate in.
+_REAL = _NARROW | {torch.float32, torch.float64}
+_ARITHMETIC_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 
 
 # --- what an entry writes ---------------------------------------------------------------------------------------------
@@ -71,7 +79,7 @@ def _fastinit_fill(entry: Entry) -> Initializer | None:
 
 def _fastinit_batch(entry: Entry) -> Initializer | None:
     tensors, recipe, params = entry.args
-    if len(tensors) != 1 or recipe[4] != 0:
+    if len(tensors) != 1 or recipe[4] != 0 or recipe[5] != 0:
         return None
     kind = Kind(recipe[0])
     if kind is Kind.EYE:
@@ -135,35 +143,130 @@ def _step(entry: Entry, initializer: Initializer) -> FillStep:
     )
 
 
+# --- and what is done to it afterwards --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What an entry does to every element: ``target = source op operand ...``, element by element in memory order.
+
+    ``steps`` are the operations with their operands; none is a copy or a cast.
+    """
+
+    source: Value
+    target: Value
+    steps: tuple[tuple[Op, float], ...]
+
+
 def cast_step(step: FillStep, dtype: torch.dtype) -> FillStep | None:
     """``step`` followed by a cast, as one fill, if that gives the same bits."""
-    if step.dtype is dtype:
-        return step
+    return step if step.dtype is dtype else _after(step, dtype, ())
+
+
+def _after(step: FillStep, dtype: torch.dtype, operations: Sequence[tuple[Op, float]]) -> FillStep | None:
+    """``step`` followed by operations, or by a cast, whose result has a dtype, as one fill, if it has the same bits."""
     initializer = step.initializer
+    if operations and (step.dtype not in _ARITHMETIC_DTYPES or step.dtype is not dtype):
+        return None
     if isinstance(initializer, Constant):
-        value = torch.empty((), dtype=step.dtype, device="cpu").fill_(initializer.value).to(dtype).item()
-        return FillStep(step.shape, step.stride, step.offset, dtype, Constant(value), step.entry)
-    if isinstance(initializer, (Eye, Dirac)) and dtype in RANDOM_DTYPES:
-        return FillStep(step.shape, step.stride, step.offset, dtype, initializer, step.entry)
-    if isinstance(initializer, Normal) and step.dtype is torch.float32 and dtype in _NARROW:
-        return FillStep(step.shape, step.stride, step.offset, dtype, initializer, step.entry)
-    return None
-
-
-def _copied(entry: Entry) -> tuple[Value, Value] | None:
-    """Source and target of an entry that copies or casts, if their elements lie in memory in the same order."""
-    if entry.func in (aten.clone.default, aten._to_copy.default, aten.contiguous.default):
-        source, target = entry.args[0], entry.outs[0]
-    elif entry.func is aten.copy_.default:
-        target, source = entry.args[:2]
+        element = torch.empty((1,), dtype=step.dtype, device="cpu").fill_(initializer.value)
+        for op, c in operations:
+            element = element * c if op is Op.MUL else element + c if op is Op.ADD else element / c
+        return replace(step, dtype=dtype, initializer=Constant(element.to(dtype).item()))
+    if not operations:
+        if isinstance(initializer, (Eye, Dirac)):
+            return replace(step, dtype=dtype) if dtype in RANDOM_DTYPES else None
+        if isinstance(initializer, (Normal, Sparse)) and step.dtype is torch.float32 and dtype in _NARROW:
+            return replace(step, dtype=dtype)
+    if not {step.dtype, dtype} <= _REAL or (step.dtype is torch.float64) != (dtype is torch.float64):
+        return None
+    steps = tuple(Step(op, operand, dtype) for op, operand in operations or [(Op.CAST, 0.0)])
+    if isinstance(initializer, (Uniform, Normal, TruncatedNormal)):
+        program = Program(initializer, step.dtype, steps)
+    elif isinstance(initializer, Program):
+        program = replace(initializer, steps=(*initializer.steps, *steps))
     else:
         return None
-    if not (isinstance(source, Value) and isinstance(target, Value) and source.whole):
+    return replace(step, dtype=dtype, initializer=program) if len(program.steps) <= MAX_STEPS else None
+
+
+def _number(entry: Entry, position: int = 1) -> float | None:
+    """An argument that is a number, whether Python's or in a real tensor of no dimensions."""
+    item = entry.args[position]
+    if isinstance(item, Value) and item.storage.constant is not None and item.shadow.dim() == 0:
+        item = as_real(item.shadow, item.storage.constant).item()
+    if isinstance(item, bool) or not isinstance(item, (int, float)) or not abs(item) <= 2**53:
+        return None  # also not a number, or infinite: what becomes of that is best left to torch
+    return float(item)
+
+
+def _mul(entry: Entry, c: float) -> tuple[tuple[Op, float], ...]:
+    return ((Op.MUL, c),)
+
+
+def _add(entry: Entry, c: float) -> tuple[tuple[Op, float], ...]:
+    # A number that is added is rounded to the tensor's dtype first; one that multiplies or divides is not.
+    return ((Op.ADD, torch.tensor(c, dtype=entry.args[0].shadow.dtype, device="cpu").item()),)
+
+
+def _sub(entry: Entry, c: float) -> tuple[tuple[Op, float], ...]:
+    return _add(entry, -c)
+
+
+def _rsub(entry: Entry, c: float) -> tuple[tuple[Op, float], ...]:
+    return ((Op.MUL, -1.0), *_add(entry, c))
+
+
+def _div(entry: Entry, c: float) -> tuple[tuple[Op, float], ...]:
+    return ((Op.DIV, c),)
+
+
+_ARITHMETIC: dict[Any, Callable[[Entry, float], tuple[tuple[Op, float], ...]]] = {
+    **dict.fromkeys((aten.mul.Tensor, aten.mul.Scalar, aten.mul_.Tensor, aten.mul_.Scalar), _mul),
+    **dict.fromkeys((aten.add.Tensor, aten.add.Scalar, aten.add_.Tensor, aten.add_.Scalar), _add),
+    **dict.fromkeys((aten.sub.Tensor, aten.sub.Scalar, aten.sub_.Tensor, aten.sub_.Scalar), _sub),
+    **dict.fromkeys((aten.div.Tensor, aten.div.Scalar, aten.div_.Tensor, aten.div_.Scalar), _div),
+    **dict.fromkeys((aten.rsub.Tensor, aten.rsub.Scalar), _rsub),
+}
+_NEGATIONS = frozenset({aten.neg.default, aten.neg_.default})
+_COPIES = frozenset({aten.clone.default, aten._to_copy.default, aten.contiguous.default})
+
+
+def _arithmetic(entry: Entry) -> tuple[tuple[Op, float], ...] | None:
+    """The entry's operations, if torch's have the bits of a program's steps."""
+    value, c = entry.args[0], _number(entry)
+    alpha = entry.kwargs.get("alpha", 1) if len(entry.args) < 3 else entry.args[2]
+    if c is None or alpha != 1 or not isinstance(value, Value):
         return None
-    a, b = source.shadow, target.shadow
-    if a.shape != b.shape or a.stride() != b.stride() or source.storage is target.storage:
+    how = _ARITHMETIC[entry.func]
+    if how is _div and c == 0:
         return None
-    return source, target
+    # On a GPU, torch divides by multiplying with the reciprocal, and adds to a narrow dtype what is not rounded to it.
+    if value.storage.device.type != "cpu" and (how is _div or value.shadow.dtype in _NARROW):
+        return None
+    return how(entry, c)
+
+
+def _change(entry: Entry) -> _Change | None:
+    """The entry as a change of every element, if it is one and elements lie in memory in the same order."""
+    target = entry.outs[0] if entry.outs else entry.writes[0]
+    source = entry.args[0]
+    steps: tuple[tuple[Op, float], ...] | None = ()
+    if entry.func is aten.copy_.default:
+        target, source = entry.args[:2]
+    elif entry.func in _NEGATIONS:
+        steps = ((Op.MUL, -1.0),)
+    elif entry.func in _ARITHMETIC:
+        steps = _arithmetic(entry)
+    elif entry.func not in _COPIES:
+        return None
+    if steps is None or not (isinstance(source, Value) and isinstance(target, Value)):
+        return None
+    if source is not target:
+        a, b = source.shadow, target.shadow
+        if not source.whole or a.shape != b.shape or a.stride() != b.stride() or source.storage is target.storage:
+            return None
+    return _Change(source, target, steps)
 
 
 def fill_steps(storage: Storage, time: float = math.inf) -> list[FillStep] | str:
@@ -177,28 +280,58 @@ def fill_steps(storage: Storage, time: float = math.inf) -> list[FillStep] | str
         if entry.random:
             how = "read by the constructor" if entry.state is not None else "seeded by the constructor"
             return f"{_name(entry)}: {how}" if entry.constant else f"{_name(entry)}: no fill has this distribution"
-        copied = _copied(entry)
-        if copied is None:
+        change = _change(entry)
+        if change is None:
             return _name(entry)
-        source, target = copied
+        source, target = change.source, change.target
+        if source is target:
+            changed = [_changed_in_place(step, change) for step in steps]
+            if None in changed:
+                return _name(entry)
+            steps = [step for step in changed if step is not None]
+            continue
         if source.storage.constant is not None:
-            return "copy of a value"
+            return _name(entry) if change.steps else "copy of a value"
         origin = fill_steps(source.storage, entry.time)
         if isinstance(origin, str):
             return origin
-        if not origin:
-            continue
-        same = source.shadow.dtype is target.shadow.dtype
+        before, after = source.shadow.dtype, target.shadow.dtype
         for step in origin:
-            if not same and step.dtype is not source.shadow.dtype:
-                return _name(entry)
-            cast = step if same else cast_step(step, target.shadow.dtype)
-            if cast is None:
-                return f"{_name(entry)} to {short_name(target.shadow.dtype)} after {short_name(source.shadow.dtype)}"
+            moved: FillStep | None = step
+            if change.steps or before is not after:
+                moved = _after(step, after, change.steps) if step.dtype is before else None
+            if moved is None:
+                return (
+                    _name(entry)
+                    if before is after
+                    else f"{_name(entry)} to {short_name(after)} after {short_name(before)}"
+                )
             scale = source.shadow.element_size() / torch.empty((), dtype=step.dtype, device="meta").element_size()
-            offset = cast.offset + int(target.shadow.storage_offset() * scale)
-            steps.append(FillStep(cast.shape, cast.stride, offset, cast.dtype, cast.initializer, cast.entry))
+            steps.append(replace(moved, offset=moved.offset + int(target.shadow.storage_offset() * scale)))
     return steps
+
+
+def _changed_in_place(step: FillStep, change: _Change) -> FillStep | None:
+    """``step`` after a change of part of its storage: all of the step's elements, or none of them, must be in it."""
+    target = change.target
+    shadow = target.shadow
+    start, end, dense = target.span
+    at = _step_span(step)
+    if at[1] <= start or end <= at[0]:
+        return step
+    same = (step.shape, step.stride, step.offset) == (shadow.shape, shadow.stride(), shadow.storage_offset())
+    if step.dtype is not shadow.dtype or not (same or (dense and start <= at[0] and at[1] <= end)):
+        return None
+    return _after(step, shadow.dtype, change.steps)
+
+
+def _step_span(step: FillStep) -> tuple[int, int]:
+    """First byte of a step's elements in its storage, and the last one plus one."""
+    item = step.dtype.itemsize
+    if 0 in step.shape:
+        return step.offset * item, step.offset * item
+    reach = sum((size - 1) * stride for size, stride in zip(step.shape, step.stride, strict=True))
+    return step.offset * item, (step.offset + reach + 1) * item
 
 
 def _name(entry: Entry) -> str:

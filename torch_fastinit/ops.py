@@ -84,12 +84,12 @@ def fill(fills: Sequence[Fill]) -> None:
         if initializer.draws == 2:
             own = (*own, *_halves(draw_stream(f.stream, 1) if f.second is None else f.second))
         tensors.append(tensor)
-        steps = initializer.steps if isinstance(initializer, Program) else ()
-        recipe += (initializer.kind, *words, len(own), len(where) // 2, len(steps), *where)
+        program = initializer if isinstance(initializer, Program) else None
+        recipe += (initializer.kind, *words, len(own), len(where) // 2, len(program.steps) if program else 0, *where)
         params += own
-        if steps:
-            recipe.append(DTYPE_CODES[initializer.dtype])
-            for step in steps:
+        if program:
+            recipe.append(DTYPE_CODES[program.dtype])
+            for step in program.steps:
                 recipe += (step.op, DTYPE_CODES[step.dtype])
                 params.append(step.operand)
     if tensors:

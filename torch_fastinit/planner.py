@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit.initializers import (
-    Initializer,
-)
+from torch_fastinit.initializers import Initializer, Op, Program
 from torch_fastinit.lowering import FillStep, cast_step, fill_steps, lowered, short_name
 from torch_fastinit.meta import stand_in
 from torch_fastinit.replay import closure, outside
@@ -328,7 +326,17 @@ def _describe(work: Work) -> str:
     return ", then ".join(_describe_initializer(step.initializer) for step in work.steps)
 
 
+_OPERATIONS = {Op.MUL: " times {:.6g}", Op.ADD: " plus {:.6g}", Op.DIV: " divided by {:.6g}", Op.CAST: ""}
+
+
 def _describe_initializer(initializer: Initializer) -> str:
+    if isinstance(initializer, Program):
+        text, now = _describe_initializer(initializer.draw), initializer.dtype
+        for step in initializer.steps:
+            text += _OPERATIONS[step.op].format(step.operand)
+            if step.dtype is not now:
+                text, now = f"{text} as {short_name(step.dtype)}", step.dtype
+        return text
     values = (f"{f.name}={getattr(initializer, f.name):.6g}" for f in fields(initializer))
     return f"{type(initializer).__name__}({', '.join(values)})"
 

@@ -53,9 +53,19 @@ def _pattern(value: float, f64: bool) -> int:
 
 
 def _constants(f: Fill) -> dict[str, int]:
-    values = list(f.get("constants", ()))
-    values += [0.0] * (10 - len(values))
-    return {f"c{n}": _pattern(value, f["dtype"] == _F64) for n, value in enumerate(values)}
+    return _patterns("c", 10, f.get("constants", ()), f)
+
+
+def _program(f: Fill) -> dict[str, int]:
+    """The steps after the draw: what they are, as one number, and their operands."""
+    digits = [1 + op + 4 * dtype for op, dtype, _ in f["program"]]
+    operands = _patterns("p", 6, [operand for _, _, operand in f["program"]], f)
+    return {"PROGRAM": sum(digit << (6 * n) for n, digit in enumerate(digits)), **operands}
+
+
+def _patterns(letter: str, count: int, values: Sequence[float], f: Fill) -> dict[str, int]:
+    padded = [*values, *[0.0] * (count - len(values))]
+    return {f"{letter}{n}": _pattern(value, f["dtype"] == _F64) for n, value in enumerate(padded)}
 
 
 def _key(f: Fill) -> dict[str, int]:
@@ -131,6 +141,7 @@ def _launch_run(
         **_key(f),
         threshold=f.get("threshold", 0),
         **_constants(f),
+        **_program(f),
         KIND=f["kind"],
         DTYPE=f["dtype"],
         BYTES=f["item_size"],
@@ -184,6 +195,7 @@ def _scattered(
         **where,
         **_key(f),
         **_constants(f),
+        **_program(f),
         **OPTIONS,
     )
 

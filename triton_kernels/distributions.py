@@ -94,8 +94,9 @@ def reciprocal(y):
 
 
 @triton.jit
-def far_tail(ratio, lo, hi, kappa, psi_of_kappa, near, reach):
+def far_tail(ratio, k):
     """The far tail: Q(z) = ratio Q(alpha), alpha >= 6, by Newton's method on delta = (z / alpha)^2 - 1."""
+    lo, hi, kappa, psi_of_kappa, near, reach = k[2], k[3], k[4], k[5], k[6], k[7]
     e = neg2log(ratio, 0) * kappa
     delta = tl.fma(neg2log(e + 1.0, 0), 0.5 * kappa, e)
     for _ in tl.static_range(2):
@@ -111,22 +112,21 @@ def far_tail(ratio, lo, hi, kappa, psi_of_kappa, near, reach):
 
 
 @triton.jit
-def truncated_normal(w, threshold, FAR: tl.constexpr, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9):
-    """The constants are those of ``lowered``, in its order."""
-    k = w >> 1
-    upper = k.to(tl.int32, bitcast=True) > threshold
-    t = to_float(tl.where(upper, k ^ 0x7FFFFFFF, k))
+def truncated_normal(w, threshold, FAR: tl.constexpr, k):
+    n = w >> 1
+    upper = n.to(tl.int32, bitcast=True) > threshold
+    t = to_float(tl.where(upper, n ^ 0x7FFFFFFF, n))
     if FAR:
-        return far_tail(tl.fma(t, c0, c1), c2, c3, c4, c5, c6, c7)
-    p = tl.fma(t, c0, tl.where(upper, c2, c1))
+        return far_tail(tl.fma(t, k[0], k[1]), k)
+    p = tl.fma(t, k[0], tl.where(upper, k[2], k[1]))
     # From here on with the sign of the side.
-    x = tl.where(upper, tl.fma(t, c3, c5), tl.fma(t, -c3, -c4))
+    x = tl.where(upper, tl.fma(t, k[3], k[5]), tl.fma(t, -k[3], -k[4]))
     length = neg2log(tl.fma(-p, p, p), -2)
     z = x * horner(length, QUANTILE_CENTRAL_F32, 8)
     # A branch would be one for the whole program, and some lane of so many nearly always takes it.
     tail = horner(tl.sqrt_rn(length) + -6.0, QUANTILE_TAIL_F32, 10)
     z = tl.where(length > 10.0, tl.where(upper, tail, -tail), z)
-    return clamp(tl.fma(z, c7, c6), c8, c9)
+    return clamp(tl.fma(z, k[7], k[6]), k[8], k[9])
 
 
 # ---- float32 to narrow dtypes, to nearest even -----------------------------------------------------------------------
@@ -174,6 +174,61 @@ def round_to(x, DTYPE: tl.constexpr):
         return x
 
 
+@triton.jit
+def widen(n, exponent: tl.constexpr, mantissa: tl.constexpr, top: tl.constexpr, infinite: tl.constexpr):
+    """The bits of the float32 that a value of such a format is."""
+    drop: tl.constexpr = 23 - mantissa
+    bias: tl.constexpr = (1 << (exponent - 1)) - 1
+    magnitude = n & ((1 << (exponent + mantissa)) - 1)
+    # The exponent's bits read as float32's make it 2^(127 - bias) times too small; so they do of subnormals.
+    scale: tl.constexpr = 2.0 ** (127 - bias)
+    x = ((magnitude << drop).to(tl.float32, bitcast=True) * scale).to(tl.uint32, bitcast=True)
+    if infinite:
+        x = tl.where(magnitude >= top, 0x7F800000, x)
+    x = tl.where(magnitude > top, 0x7FC00000, x)
+    return x | ((n >> (exponent + mantissa)) << 31)
+
+
+@triton.jit
+def rounded(x, DTYPE: tl.constexpr):
+    """A float32 as the dtype with this code has it, in float32."""
+    n = round_to(x.to(tl.uint32, bitcast=True), DTYPE)
+    if DTYPE == 2:
+        n = widen(n, 5, 10, 0x7C00, True)
+    elif DTYPE == 3:
+        n = n << 16
+    elif DTYPE == 4:
+        n = widen(n, 4, 3, 0x7E, False)
+    elif DTYPE == 5:
+        n = widen(n, 5, 2, 0x7C, True)
+    return n.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def operate(x, OP: tl.constexpr, c):
+    if OP == 1:
+        x = x * c
+    elif OP == 2:
+        x = x + c
+    elif OP == 3:
+        x = x / c if x.dtype == tl.float64 else tl.div_rn(x, c + tl.zeros_like(x))
+    return x
+
+
+@triton.jit
+def run_steps(x, PROGRAM: tl.constexpr, p):
+    """What is done to float32 values (as bits) after they were drawn, each operation with its own rounding.
+
+    PROGRAM has six digits of six bits, the first step lowest: 1 + operation + 4 * dtype (codes of csrc/fill.h), or 0.
+    """
+    y = x.to(tl.float32, bitcast=True)
+    for n in tl.static_range(6):
+        if ((PROGRAM >> (6 * n)) & 63) > 0:
+            y = operate(y, (((PROGRAM >> (6 * n)) & 63) - 1) & 3, p[n])
+            y = rounded(y, (((PROGRAM >> (6 * n)) & 63) - 1) >> 2)
+    return y.to(tl.uint32, bitcast=True)
+
+
 # ---- float64: the same formulas over doubles, without fma ------------------------------------------------------------
 
 
@@ -204,13 +259,13 @@ def neg2log64(x, scale: tl.constexpr):
 
 
 @triton.jit
-def uniform64(w0, w1, scale, start, lo, hi):
+def uniform64(w0, w1, k):
     u = to_double(w0 >> 5) * 67108864.0 + to_double(w1 >> 6)
-    return clamp64(u * scale + start, lo, hi)
+    return clamp64(u * k[0] + k[1], k[2], k[3])
 
 
 @triton.jit
-def normal_pair64(w0, w1, w2, w3, mean, std):
+def normal_pair64(w0, w1, w2, w3, k):
     radius = tl.sqrt(neg2log64(integer62(w0 >> 1, w1 >> 1) + 0.5, 62))
     q = (w2 + 0x20000000) >> 30
     y = (to_double(w2 << 2) + to_double(w3 >> 1) * 1.862645149230957e-09) * 4.656612873077393e-10
@@ -220,8 +275,8 @@ def normal_pair64(w0, w1, w2, w3, mean, std):
     swap = (q & 1) != 0
     cosine = tl.where(swap, s, c)
     sine = tl.where(swap, c, s)
-    even = radius * tl.where(((q + 1) & 2) != 0, -cosine, cosine) * std + mean
-    odd = radius * tl.where((q & 2) != 0, -sine, sine) * std + mean
+    even = radius * tl.where(((q + 1) & 2) != 0, -cosine, cosine) * k[1] + k[0]
+    odd = radius * tl.where((q & 2) != 0, -sine, sine) * k[1] + k[0]
     return even, odd
 
 
@@ -234,7 +289,8 @@ def reciprocal64(y):
 
 
 @triton.jit
-def far_tail64(ratio, lo, hi, kappa, psi_of_kappa, near, reach):
+def far_tail64(ratio, k):
+    lo, hi, kappa, psi_of_kappa, near, reach = k[2], k[3], k[4], k[5], k[6], k[7]
     e = neg2log64(ratio, 0) * kappa
     delta = e + neg2log64(1.0 + e, 0) * (0.5 * kappa)
     for _ in tl.static_range(4):
@@ -250,15 +306,15 @@ def far_tail64(ratio, lo, hi, kappa, psi_of_kappa, near, reach):
 
 
 @triton.jit
-def truncated_normal64(w0, w1, threshold, FAR: tl.constexpr, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9):
-    k = w0 >> 1
-    upper = k.to(tl.int32, bitcast=True) > threshold
+def truncated_normal64(w0, w1, threshold, FAR: tl.constexpr, k):
+    n = w0 >> 1
+    upper = n.to(tl.int32, bitcast=True) > threshold
     flip = tl.where(upper, 0x7FFFFFFF, 0)
-    t = integer62(k ^ flip, (w1 >> 1) ^ flip)
+    t = integer62(n ^ flip, (w1 >> 1) ^ flip)
     if FAR:
-        return far_tail64(t * c0 + c1, c2, c3, c4, c5, c6, c7)
-    p = t * c0 + tl.where(upper, c2, c1)
-    x = t * c3 + tl.where(upper, c5, c4)
+        return far_tail64(t * k[0] + k[1], k)
+    p = t * k[0] + tl.where(upper, k[2], k[1])
+    x = t * k[3] + tl.where(upper, k[5], k[4])
     p4 = p * 4.0
     length = neg2log64(p4 - p4 * p, 0)
     s = tl.sqrt(length)
@@ -266,4 +322,12 @@ def truncated_normal64(w0, w1, threshold, FAR: tl.constexpr, c0, c1, c2, c3, c4,
     far = horner64(s - 8.75, QUANTILE_TAIL_FAR_F64, 20)
     z = tl.where(s < 6.0, near, far)
     z = tl.where(length > 10.0, z, x * horner64(length, QUANTILE_CENTRAL_F64, 20))
-    return clamp64(tl.where(upper, z, -z) * c7 + c6, c8, c9)
+    return clamp64(tl.where(upper, z, -z) * k[7] + k[6], k[8], k[9])
+
+
+@triton.jit
+def run_steps64(x, PROGRAM: tl.constexpr, p):
+    for n in tl.static_range(6):
+        if ((PROGRAM >> (6 * n)) & 63) > 0:
+            x = operate(x, (((PROGRAM >> (6 * n)) & 63) - 1) & 3, p[n])
+    return x

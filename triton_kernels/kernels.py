@@ -1,7 +1,8 @@
 """The kernels: where values go. csrc/cuda.cu has the same paths, but for one launch a fill here.
 
 Integers travel as the halves or the bit patterns that they are (floating constants too), and none of them specialises a
-kernel: it is compiled once for each distribution and dtype.
+kernel: it is compiled once for each distribution, dtype and kind of program. ``k`` is the distribution's constants in
+the order of ``lowered``, ``p`` the operands of the steps after the draw, ``PROGRAM`` what they are (see ``run_steps``).
 """
 
 import triton
@@ -13,6 +14,8 @@ from .distributions import (
     normal_pair,
     normal_pair64,
     round_to,
+    run_steps,
+    run_steps64,
     to_float,
     truncated_normal,
     truncated_normal64,
@@ -27,6 +30,7 @@ SPARSE, DIAGONALS, F64 = constexpr(5), constexpr(8), constexpr(1)
 INTEGERS = [
     *("offset", "count", "first_lo", "first_hi", "seed_lo", "seed_hi", "stream_lo", "stream_hi", "threshold"),
     *(f"c{n}" for n in range(10)),
+    *(f"p{n}" for n in range(6)),
     *(f"{name}{n}" for name in ("size", "stride", "jump") for n in range(3)),
     *("block_lo", "block_hi", "second_lo", "second_hi", "rows", "cols", "zeros", "row0", "col0", "part"),
     *("start", "groups", "group_step", "diagonal", "step", "low", "high", "skip"),
@@ -55,39 +59,69 @@ def constant(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def values32(
-    w, PAIR: tl.constexpr, KIND: tl.constexpr, FAR: tl.constexpr, threshold, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9
-):
+def constants(c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, DTYPE: tl.constexpr):
+    return (
+        constant(c0, DTYPE),
+        constant(c1, DTYPE),
+        constant(c2, DTYPE),
+        constant(c3, DTYPE),
+        constant(c4, DTYPE),
+        constant(c5, DTYPE),
+        constant(c6, DTYPE),
+        constant(c7, DTYPE),
+        constant(c8, DTYPE),
+        constant(c9, DTYPE),
+    )
+
+
+@triton.jit
+def operands(p0, p1, p2, p3, p4, p5, DTYPE: tl.constexpr):
+    return (
+        constant(p0, DTYPE),
+        constant(p1, DTYPE),
+        constant(p2, DTYPE),
+        constant(p3, DTYPE),
+        constant(p4, DTYPE),
+        constant(p5, DTYPE),
+    )
+
+
+@triton.jit
+def values32(w, PAIR: tl.constexpr, KIND: tl.constexpr, FAR: tl.constexpr, PROGRAM: tl.constexpr, threshold, k, p):
     """Float32 bit patterns of two words, which are a pair of a normal."""
     w0, w1 = w
     if KIND == UNIFORM:
-        e0 = (clamp(tl.fma(to_float(w0 >> 8), c0, c1), c2, c3)).to(tl.uint32, bitcast=True)
-        e1 = (clamp(tl.fma(to_float(w1 >> 8), c0, c1), c2, c3)).to(tl.uint32, bitcast=True)
+        e0 = (clamp(tl.fma(to_float(w0 >> 8), k[0], k[1]), k[2], k[3])).to(tl.uint32, bitcast=True)
+        e1 = (clamp(tl.fma(to_float(w1 >> 8), k[0], k[1]), k[2], k[3])).to(tl.uint32, bitcast=True)
     elif KIND == NORMAL or KIND == SPARSE:
         even, odd = normal_pair(w0, w1)
-        e0, e1 = tl.fma(even, c1, c0).to(tl.uint32, bitcast=True), tl.fma(odd, c1, c0).to(tl.uint32, bitcast=True)
+        e0 = tl.fma(even, k[1], k[0]).to(tl.uint32, bitcast=True)
+        e1 = tl.fma(odd, k[1], k[0]).to(tl.uint32, bitcast=True)
     elif KIND == TRUNCATED_NORMAL:
-        e0 = truncated_normal(w0, threshold, FAR, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9).to(tl.uint32, bitcast=True)
+        e0 = truncated_normal(w0, threshold, FAR, k).to(tl.uint32, bitcast=True)
         e1 = e0
         if PAIR:
-            e1 = truncated_normal(w1, threshold, FAR, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9).to(
-                tl.uint32, bitcast=True
-            )
+            e1 = truncated_normal(w1, threshold, FAR, k).to(tl.uint32, bitcast=True)
     else:
         e0, e1 = w0, w1
+    if PROGRAM != 0:
+        e0, e1 = run_steps(e0, PROGRAM, p), run_steps(e1, PROGRAM, p)
     return e0, e1
 
 
 @triton.jit
-def values64(w0, w1, w2, w3, KIND: tl.constexpr, FAR: tl.constexpr, threshold, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9):
+def values64(w, KIND: tl.constexpr, FAR: tl.constexpr, PROGRAM: tl.constexpr, threshold, k, p):
     """The two float64 bit patterns of a block."""
+    w0, w1, w2, w3 = w
     if KIND == UNIFORM:
-        e0, e1 = uniform64(w0, w1, c0, c1, c2, c3), uniform64(w2, w3, c0, c1, c2, c3)
+        e0, e1 = uniform64(w0, w1, k), uniform64(w2, w3, k)
     elif KIND == TRUNCATED_NORMAL:
-        e0 = truncated_normal64(w0, w1, threshold, FAR, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9)
-        e1 = truncated_normal64(w2, w3, threshold, FAR, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9)
+        e0 = truncated_normal64(w0, w1, threshold, FAR, k)
+        e1 = truncated_normal64(w2, w3, threshold, FAR, k)
     else:
-        e0, e1 = normal_pair64(w0, w1, w2, w3, c0, c1)
+        e0, e1 = normal_pair64(w0, w1, w2, w3, k)
+    if PROGRAM != 0:
+        e0, e1 = run_steps64(e0, PROGRAM, p), run_steps64(e1, PROGRAM, p)
     return e0.to(tl.uint64, bitcast=True), e1.to(tl.uint64, bitcast=True)
 
 
@@ -127,10 +161,17 @@ def run(
     c7: "i64",
     c8: "i64",
     c9: "i64",
+    p0: "i64",
+    p1: "i64",
+    p2: "i64",
+    p3: "i64",
+    p4: "i64",
+    p5: "i64",
     KIND: tl.constexpr,
     DTYPE: tl.constexpr,
     BYTES: tl.constexpr,
     FAR: tl.constexpr,
+    PROGRAM: tl.constexpr,
     BLOCK: tl.constexpr,
     TILES: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -144,9 +185,8 @@ def run(
     s0, s1, t0, t1 = unsigned(seed_lo), unsigned(seed_hi), unsigned(stream_lo), unsigned(stream_hi)
     hi = unsigned(block_hi)
     limit = tl.cast(threshold, tl.int64).to(tl.int32)
-    k0, k1, k2, k3 = constant(c0, DTYPE), constant(c1, DTYPE), constant(c2, DTYPE), constant(c3, DTYPE)
-    k4, k5, k6, k7 = constant(c4, DTYPE), constant(c5, DTYPE), constant(c6, DTYPE), constant(c7, DTYPE)
-    k8, k9 = constant(c8, DTYPE), constant(c9, DTYPE)
+    k = constants(c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, DTYPE)
+    p = operands(p0, p1, p2, p3, p4, p5, DTYPE)
     tile = tl.cast(tl.program_id(0), tl.int64) * TILES * BLOCK
     blocks = unsigned(block_lo) + tile.to(tl.uint32) + tl.arange(0, BLOCK).to(tl.uint32)
     base = tl.cast(offset, tl.int64) + tile * PER
@@ -157,11 +197,11 @@ def run(
     for _ in range(TILES):
         w0, w1, w2, w3 = philox(blocks, hi, s0, s1, t0, t1)
         if DTYPE == F64:
-            a, b = values64(w0, w1, w2, w3, KIND, FAR, limit, k0, k1, k2, k3, k4, k5, k6, k7, k8, k9)
+            a, b = values64((w0, w1, w2, w3), KIND, FAR, PROGRAM, limit, k, p)
             e = tl.interleave(a, b)
         else:
-            a, b = values32((w0, w1), True, KIND, FAR, limit, k0, k1, k2, k3, k4, k5, k6, k7, k8, k9)
-            c, d = values32((w2, w3), True, KIND, FAR, limit, k0, k1, k2, k3, k4, k5, k6, k7, k8, k9)
+            a, b = values32((w0, w1), True, KIND, FAR, PROGRAM, limit, k, p)
+            c, d = values32((w2, w3), True, KIND, FAR, PROGRAM, limit, k, p)
             a, b, c, d = round_to(a, DTYPE), round_to(b, DTYPE), round_to(c, DTYPE), round_to(d, DTYPE)
             e = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
         if ALIGNED:
@@ -188,32 +228,23 @@ def place(item, size1, size2, stride0, stride1, stride2, jump0, jump1, jump2):
 def values_at(
     index,
     base,
-    s0,
-    s1,
-    t0,
-    t1,
+    seed,
+    stream,
     KIND: tl.constexpr,
     DTYPE: tl.constexpr,
     FAR: tl.constexpr,
+    PROGRAM: tl.constexpr,
     limit,
-    k0,
-    k1,
-    k2,
-    k3,
-    k4,
-    k5,
-    k6,
-    k7,
-    k8,
-    k9,
+    k,
+    p,
 ):
     """The bit pattern of each element by itself; ``base`` is the block where index 0 lies."""
     PER: tl.constexpr = 2 if DTYPE == F64 else 4
     block = index // PER + base
-    w0, w1, w2, w3 = philox(block.to(tl.uint32), (block >> 32).to(tl.uint32), s0, s1, t0, t1)
+    w0, w1, w2, w3 = philox(block.to(tl.uint32), (block >> 32).to(tl.uint32), seed[0], seed[1], stream[0], stream[1])
     odd = (index & 1) != 0
     if DTYPE == F64:
-        a, b = values64(w0, w1, w2, w3, KIND, FAR, limit, k0, k1, k2, k3, k4, k5, k6, k7, k8, k9)
+        a, b = values64((w0, w1, w2, w3), KIND, FAR, PROGRAM, limit, k, p)
         return tl.where(odd, b, a)
     else:
         late = (index & 2) != 0
@@ -221,7 +252,7 @@ def values_at(
         if KIND != NORMAL and KIND != SPARSE:
             a = tl.where(odd, b, a)  # one word an element
             b = a
-        a, b = values32((a, b), False, KIND, FAR, limit, k0, k1, k2, k3, k4, k5, k6, k7, k8, k9)
+        a, b = values32((a, b), False, KIND, FAR, PROGRAM, limit, k, p)
         if KIND == NORMAL or KIND == SPARSE:
             a = tl.where(odd, b, a)
         return round_to(a, DTYPE)
@@ -259,10 +290,17 @@ def scattered(
     c7: "i64",
     c8: "i64",
     c9: "i64",
+    p0: "i64",
+    p1: "i64",
+    p2: "i64",
+    p3: "i64",
+    p4: "i64",
+    p5: "i64",
     KIND: tl.constexpr,
     DTYPE: tl.constexpr,
     BYTES: tl.constexpr,
     FAR: tl.constexpr,
+    PROGRAM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Any layout of up to three dimensions, element by element."""
@@ -271,24 +309,15 @@ def scattered(
     e = values_at(
         index + wide(first_lo, first_hi),
         wide(block_lo, block_hi),
-        unsigned(seed_lo),
-        unsigned(seed_hi),
-        unsigned(stream_lo),
-        unsigned(stream_hi),
+        (unsigned(seed_lo), unsigned(seed_hi)),
+        (unsigned(stream_lo), unsigned(stream_hi)),
         KIND,
         DTYPE,
         FAR,
+        PROGRAM,
         tl.cast(threshold, tl.int64).to(tl.int32),
-        constant(c0, DTYPE),
-        constant(c1, DTYPE),
-        constant(c2, DTYPE),
-        constant(c3, DTYPE),
-        constant(c4, DTYPE),
-        constant(c5, DTYPE),
-        constant(c6, DTYPE),
-        constant(c7, DTYPE),
-        constant(c8, DTYPE),
-        constant(c9, DTYPE),
+        constants(c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, DTYPE),
+        operands(p0, p1, p2, p3, p4, p5, DTYPE),
     )
     store(to + tl.cast(offset, tl.int64) + where, e, item < count, BYTES)
 
@@ -361,10 +390,10 @@ def sparse(
     BLOCK: tl.constexpr,
 ):
     """Knuth's Algorithm S down each column: a program has some columns, and of those rows its own part to write."""
-    s0, s1 = unsigned(seed_lo), unsigned(seed_hi)
-    t0, t1 = unsigned(stream_lo), unsigned(stream_hi)
-    u0, u1 = unsigned(second_lo), unsigned(second_hi)
-    mean, std = constant(c0, DTYPE), constant(c1, DTYPE)
+    seed = (unsigned(seed_lo), unsigned(seed_hi))
+    values = (unsigned(stream_lo), unsigned(stream_hi))
+    choices = (unsigned(second_lo), unsigned(second_hi))
+    k = (constant(c0, DTYPE), constant(c1, DTYPE))
     column = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
     begin = tl.cast(row0, tl.int64) + tl.cast(tl.program_id(1), tl.int64) * part
     end = tl.minimum(begin + part, tl.cast(row0, tl.int64) + size0)
@@ -374,54 +403,12 @@ def sparse(
     pointers = to + tl.cast(offset, tl.int64) + (begin - row0) * stride0 + column * stride1
     limit = tl.full((), 0, tl.int32)
     for row in range(0, end):
-        w = values_at(
-            index,
-            base,
-            s0,
-            s1,
-            u0,
-            u1,
-            BITS,
-            0,
-            False,
-            limit,
-            mean,
-            mean,
-            mean,
-            mean,
-            mean,
-            mean,
-            mean,
-            mean,
-            mean,
-            mean,
-        )
+        w = values_at(index, base, seed, choices, BITS, 0, False, 0, limit, k, k)
         high = ((w.to(tl.uint64) * (tl.cast(rows, tl.int64) - row).to(tl.uint64)) >> 32).to(tl.uint32)
         zero = high < left
         left -= zero.to(tl.uint32)
         if row >= begin:
-            e = values_at(
-                index,
-                base,
-                s0,
-                s1,
-                t0,
-                t1,
-                SPARSE,
-                DTYPE,
-                False,
-                limit,
-                mean,
-                std,
-                mean,
-                mean,
-                mean,
-                mean,
-                mean,
-                mean,
-                mean,
-                mean,
-            )
+            e = values_at(index, base, seed, values, SPARSE, DTYPE, False, 0, limit, k, k)
             store(pointers, tl.where(zero, tl.zeros_like(e), e), column < size1, BYTES)
             pointers += stride0
         index += tl.cast(cols, tl.int64).to(tl.uint64)
