@@ -36,6 +36,8 @@ if platform.machine() in ("x86_64", "AMD64"):
         "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512 "
         "-Wno-maybe-uninitialized"  # GCC 12's own headers: https://gcc.gnu.org/bugzilla/show_bug.cgi?id=105593
     )
+elif platform.machine() in ("aarch64", "arm64"):
+    INSTRUCTION_SETS["neon"] = "-DFASTINIT_NEON"
 
 
 # csrc/cuda.cu is compiled for each of these that nvcc knows, and as PTX of the last for GPUs to come. No contraction

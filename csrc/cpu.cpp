@@ -18,6 +18,8 @@ FASTINIT_DECLARE(scalar)
 #if defined(__x86_64__)
 FASTINIT_DECLARE(avx2)
 FASTINIT_DECLARE(avx512)
+#elif defined(__aarch64__)
+FASTINIT_DECLARE(neon)
 #endif
 #undef FASTINIT_DECLARE
 
@@ -38,6 +40,8 @@ std::vector<Choice> choices() {
     all.push_back({"avx512", &avx512::kernels});
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back({"avx2", &avx2::kernels});
+#elif defined(__aarch64__)
+  all.push_back({"neon", &neon::kernels});  // every one has it
 #endif
   all.push_back({"scalar", &scalar::kernels});
   return all;

@@ -99,16 +99,6 @@ void run32(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsi
   }
 }
 
-// The words of one block, for what is computed a block at a time.
-FASTINIT_FN void block_words(Stream& stream, uint64_t block, uint32_t w[4]) {
-  const uint64_t first = block / kLanes * kLanes;
-  alignas(64) uint32_t words[kTile];
-  U lanes[4];
-  philox(add(order32(), splat(static_cast<uint32_t>(first))), stream.at(first), lanes);
-  store32<false>(words, lanes);
-  memcpy(w, words + 4 * (block - first), 16);
-}
-
 template <void (*values)(const uint32_t w[4], const Fill&, double e[2])>
 void run64(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsigned char* to, int64_t stride) {
   alignas(64) uint32_t words[kTile];

@@ -1,5 +1,6 @@
 // The floating-point mode of whoever computes a fill or its constants.
 #pragma once
+#include <stdint.h>
 
 namespace fastinit {
 
@@ -13,11 +14,15 @@ class DefaultFloatingPoint {
  private:
   unsigned saved_;
 #elif defined(__aarch64__)
-  DefaultFloatingPoint() : saved_(__builtin_aarch64_get_fpcr()) { __builtin_aarch64_set_fpcr(0); }
-  ~DefaultFloatingPoint() { __builtin_aarch64_set_fpcr(saved_); }
+  // Not GCC's built-in functions, which clang lacks.
+  DefaultFloatingPoint() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_) : : "memory");
+    asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}) : "memory");
+  }
+  ~DefaultFloatingPoint() { asm volatile("msr fpcr, %0" : : "r"(saved_) : "memory"); }
 
  private:
-  unsigned saved_;
+  uint64_t saved_;
 #endif
 };
 
