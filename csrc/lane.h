@@ -260,6 +260,7 @@ FASTINIT_FN F to_float(U a) { return vcvtq_f32_s32(vreinterpretq_s32_u32(a)); }
 FASTINIT_FN F add(F a, F b) { return vaddq_f32(a, b); }
 FASTINIT_FN F mul(F a, F b) { return vmulq_f32(a, b); }
 FASTINIT_FN F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+FASTINIT_FN F div(F a, F b) { return vdivq_f32(a, b); }
 FASTINIT_FN F sqrt(F a) { return vsqrtq_f32(a); }
 // Not vminq and vmaxq, whose result for NaN is another (see clamp).
 FASTINIT_FN F min(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }

@@ -25,11 +25,11 @@ import setuptools
 import torch
 from bits import REAL, SEED, STREAM, bits_of, check, check_box, dirty, expected
 from layouts import LAYOUTS, Layout, batch, raw
-from parameters import ALL, EMPTY, NORMAL, TRUNCATED, UNIFORM
+from parameters import ALL, EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 from test_kernels import EXTREME_WORDS, FAR_BOXES, SIZES
 
 from torch_fastinit import backend
-from torch_fastinit.initializers import Normal, Sparse, TruncatedNormal, Uniform
+from torch_fastinit.initializers import Normal, Program, Sparse, TruncatedNormal, Uniform
 from torch_fastinit.ops import Fill, Region, fill
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,6 +176,11 @@ def test_same_bits_as_the_reference(group: str, dtype: torch.dtype, server: Serv
         check(initializer, dirty((31, 37), dtype))  # as in test_kernels, where the reference was computed
 
 
+@pytest.mark.parametrize("initializer", PROGRAMS.values(), ids=[name.replace(" ", "_") for name in PROGRAMS])
+def test_programs(initializer: Program, server: Server) -> None:
+    check(initializer, dirty((31, 37), initializer.steps[-1].dtype))
+
+
 @pytest.mark.parametrize("mode", [FLUSH, TRUNCATE, FLUSH | TRUNCATE], ids=["flush", "truncate", "both"])
 def test_floating_point_mode(mode: int, server: Server) -> None:
     server.mode = mode
@@ -230,7 +235,7 @@ def test_pieces_past_the_caches(server: Server) -> None:
     for dtype in (torch.float32, torch.bfloat16):  # longer than a piece, and ragged
         ours, theirs = dirty((2**18 + 3000 + 7,), dtype), dirty((2**18 + 3000 + 7,), dtype)
         fill([Fill(ours, Normal(), SEED, STREAM)])
-        backend._fill_cpu([theirs], (int(Normal().kind), SEED, STREAM - 2**64, 2, 0), (0.0, 1.0))
+        backend._fill_cpu([theirs], (int(Normal().kind), SEED, STREAM - 2**64, 2, 0, 0), (0.0, 1.0))
         assert torch.equal(raw(ours), raw(theirs))
 
 
