@@ -12,6 +12,9 @@ from torch.nn.init import dirac_, orthogonal_, sparse_, trunc_normal_
 from torch.nn.utils import parametrizations, parametrize
 
 import torch_fastinit as fastinit
+from torch_fastinit.initializers import Normal
+from torch_fastinit.ops import Fill, fill
+from torch_fastinit.stream import draw_stream
 
 
 class Case(nn.Module):
@@ -197,6 +200,28 @@ def parametrized(m):
 
 
 @case
+def orthogonal_layers(m):
+    for i, mapping in enumerate(("householder", "cayley", "matrix_exp")):
+        layer = nn.Linear(5, 5)
+        nn.init.orthogonal_(layer.weight)
+        setattr(m, mapping, parametrizations.orthogonal(layer, orthogonal_map=mapping))
+        orthogonal_(layer.weight if i else m.householder.bias.data.view(1, 5), gain=0.5)
+        setattr(m, f"{mapping}_tall", parametrizations.orthogonal(nn.Linear(3, 5), orthogonal_map=mapping))
+    m.plain = parametrizations.orthogonal(nn.Linear(5, 3), use_trivialization=False)
+    m.plain.weight = nn.init.orthogonal_(torch.empty(3, 5))
+    m.conv = nn.Conv2d(4, 6, 3)
+    nn.init.orthogonal_(m.conv.weight, gain=nn.init.calculate_gain("relu"))
+    with torch.no_grad():
+        m.conv.weight[0].zero_()
+    m.w = nn.Parameter(torch.zeros(8, 8, dtype=torch.float64))
+    nn.init.orthogonal_(m.w.data[2:, 1:5], generator=torch.Generator().manual_seed(5))
+    nn.init.normal_(m.w.data[:2])
+    m.read = nn.Parameter(torch.empty(4, 4))
+    m.scale = nn.Parameter(torch.full((2,), orthogonal_(m.read)[0, 0].item()))
+    m.none = nn.Parameter(orthogonal_(torch.empty(0, 4)))
+
+
+@case
 def old_norms(m):
     with_warnings = nn.utils.weight_norm
     m.a = with_warnings(nn.Conv1d(4, 4, 3, padding=1))
@@ -325,6 +350,47 @@ def foreach(m):
     tensors = [torch.randn(3), torch.ones(2)]
     torch._foreach_mul_(tensors, 2.0)
     m.a, m.b = (nn.Parameter(t) for t in torch._foreach_add(tensors, 1.0))
+
+
+ORTHOGONAL = {"torch": nn.init.orthogonal_, "fastinit": fastinit.init.orthogonal_}
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 7), (9, 2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ORTHOGONAL)
+def test_orthogonal_is_one_draw_of_the_stream(name, dtype, shape):
+    """docs/stream.md, section 12, written out."""
+
+    with fastinit.deferred():
+        module = Case(lambda m: None)
+        module.w = nn.Parameter(torch.empty(shape, dtype=dtype))
+        nn.init.uniform_(module.w)
+        scale = module.w.detach().max()  # draw 0
+        ORTHOGONAL[name](module.w, gain=2.0)  # draw 1
+        module.w.data.mul_(1.0 + 0.0 * scale)
+    assert [row.how for row in fastinit.plan(module).rows] == ["replayed"]
+    fastinit.materialize(module, seed=6)
+    rows = shape[0]
+    matrix = torch.empty(rows, module.w.numel() // rows, dtype=dtype)
+    fill([Fill(matrix, Normal(), 6, draw_stream(fastinit.stream_id("w"), 1))])
+    q, r = torch.linalg.qr(matrix if rows >= matrix.shape[1] else matrix.t())
+    q = q * r.diagonal().sign() * 2
+    assert torch.equal(module.w, (q if rows >= matrix.shape[1] else q.t()).reshape(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64], ids=str)
+def test_orthogonal_dtypes(dtype):
+    """What torch refuses is refused; this library's own function fills it."""
+    with fastinit.deferred():
+        with pytest.raises(NotImplementedError):
+            orthogonal_(torch.empty(4, 4, dtype=dtype))
+        with pytest.raises(ValueError, match="2 or more"):
+            orthogonal_(torch.empty(4))
+        with pytest.raises(RuntimeError, match="view"):
+            orthogonal_(torch.empty(4, 3, 2, 2).to(memory_format=torch.channels_last))
+        module = nn.ParameterList([fastinit.init.orthogonal_(torch.empty(16, 16, dtype=dtype))])
+    w = fastinit.materialize(module, seed=0)[0].detach().to(torch.complex64)
+    assert (w @ w.mH - torch.eye(16)).abs().max() < 0.02
 
 
 def test_tensors_in_plain_attributes_are_materialised():

@@ -65,7 +65,7 @@ ONE_PASS = {
 REPLAYED = {
     "scaled": (lambda w: torch.randn(6, 5) * 2, "mul"),
     "computed": (lambda w: torch.arange(30.0).view(6, 5), "arange"),
-    "orthogonal": (lambda w: (nn.init.orthogonal_(w), None)[1], "copy_"),
+    "orthogonal": (lambda w: (nn.init.orthogonal_(w), None)[1], "orthogonal_: no fill has this distribution"),
     "exponential": (lambda w: (w.exponential_(), None)[1], "exponential_: no fill has this distribution"),
     "clamped cast": (lambda w: torch.rand(6, 5).to(torch.bfloat16), "_to_copy to bfloat16 after float32"),
     "permuted copy": (lambda w: torch.randn(5, 6).t().contiguous(), "clone"),

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from torch_fastinit.initializers import Initializer
+from torch_fastinit.initializers import Initializer, Normal
+from torch_fastinit.intercept import ORTHOGONAL
 from torch_fastinit.lowering import FillStep, lowered
 from torch_fastinit.ops import Fill, fill
+from torch_fastinit.orthogonal import orthogonal
 from torch_fastinit.planner import Work
 from torch_fastinit.replay import Replay, allocate, closure, freeze, from_state, poisoned
 from torch_fastinit.stream import draw_stream, mixed_seed
@@ -143,6 +145,12 @@ class Builder:
         initializer = lowered(entry)
         if initializer is not None:
             return fill([self._of_draw(tensor(entry.writes[0]), initializer, entry)])
+        if entry.func in ORTHOGONAL:
+            return orthogonal(
+                tensor(entry.writes[0]),
+                entry.kwargs["gain"],
+                lambda matrix: fill([self._of_draw(matrix, Normal(), entry)]),
+            )
         generator = torch.default_generator
         saved = generator.get_state()
         generator.manual_seed(mixed_seed(self.key, draw_stream(*self.streams[entry])))

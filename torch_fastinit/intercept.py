@@ -18,12 +18,24 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from torch_fastinit import init
+from torch_fastinit.orthogonal import QR_DTYPE
 from torch_fastinit.recorder import record
-from torch_fastinit.replay import outside
+from torch_fastinit.replay import outside, private_state
 from torch_fastinit.tape import Storage, Tape, Value
 from torch_fastinit.tensor import Deferred, as_subclass, current_tape, value_of_tensor, wrap
 
-__all__ = ["dirac_", "get_rng_state", "interception", "manual_seed", "set_rng_state", "sparse_", "trunc_normal_"]
+__all__ = [
+    "ORTHOGONAL",
+    "dirac_",
+    "get_rng_state",
+    "interception",
+    "manual_seed",
+    "orthogonal_",
+    "set_rng_state",
+    "sparse_",
+    "trunc_normal_",
+]
 
 _lock = threading.RLock()  # a tape may be collected while it is held
 _alive = 0
@@ -42,6 +54,10 @@ def _clone(function: Callable[..., Any]) -> types.FunctionType:
 trunc_normal_ = _clone(torch.nn.init._no_grad_trunc_normal_)
 sparse_ = _clone(torch.nn.init.sparse_)
 dirac_ = _clone(torch.nn.init.dirac_)
+orthogonal_ = _clone(torch.nn.init.orthogonal_)
+_own_orthogonal_ = _clone(init.orthogonal_)
+#: Both write the same matrix when their draw is one of the stream (docs/stream.md, section 12).
+ORTHOGONAL = frozenset({orthogonal_, _own_orthogonal_})
 manual_seed = _clone(torch.random.manual_seed)
 get_rng_state = _clone(torch.random.get_rng_state)
 set_rng_state = _clone(torch.random.set_rng_state)
@@ -79,6 +95,26 @@ def _dirac(tensor: torch.Tensor, groups: int = 1) -> Any:
     return _record_dirac(tensor, groups)
 
 
+def _orthogonal(tensor: torch.Tensor, gain: float = 1, generator: torch.Generator | None = None) -> Any:
+    if isinstance(tensor, Deferred):
+        if tensor.ndimension() < 2 or tensor.numel() == 0:
+            return orthogonal_(tensor, gain, generator)  # raises, or does nothing
+        if tensor.dtype not in (torch.float32, torch.float64):
+            with outside(), private_state(torch.default_generator.get_state()):
+                orthogonal_(torch.empty(1, 1, dtype=tensor.dtype, device="cpu"))  # raises what torch does
+        tensor._value.shadow.view(tensor.shape[0], -1)
+    return _record_orthogonal(tensor, gain, generator)
+
+
+def _own_orthogonal(tensor: torch.Tensor, gain: float = 1, generator: torch.Generator | None = None) -> Any:
+    deferred = isinstance(tensor, Deferred)
+    if deferred and (tensor.ndimension() < 2 or tensor.numel() == 0 or tensor.dtype not in QR_DTYPE):
+        return _own_orthogonal_(tensor, gain, generator)
+    return _record_own_orthogonal(tensor, gain, generator)
+
+
+_record_orthogonal = _initializer(orthogonal_, random=True)
+_record_own_orthogonal = _initializer(_own_orthogonal_, random=True)
 _record_sparse = _initializer(sparse_, random=True)
 _record_dirac = _initializer(dirac_, random=False)
 
@@ -156,6 +192,8 @@ _INTERCEPTED: dict[str, tuple[Any, Callable[..., Any]]] = {
     "trunc_normal_": (torch.nn.init._no_grad_trunc_normal_, _initializer(trunc_normal_, random=True)),
     "sparse_": (torch.nn.init.sparse_, _sparse),
     "dirac_": (torch.nn.init.dirac_, _dirac),
+    "orthogonal_": (torch.nn.init.orthogonal_, _orthogonal),
+    "fastinit.init.orthogonal_": (init.orthogonal_, _own_orthogonal),
     "Parameter": (torch.nn.Parameter.__new__, _parameter),
     "UninitializedParameter": (UninitializedParameter.__new__, _uninitialized_parameter),
     "UninitializedBuffer": (UninitializedBuffer.__new__, _uninitialized_buffer),
@@ -174,13 +212,13 @@ def _redirect(name: str, function: Any) -> types.CodeType:
     """Code with the function's own parameters that calls :func:`intercepted`."""
     parameters = ", ".join(inspect.signature(function).parameters)
     source = (
-        f"def {name}({parameters}):\n"
+        f"def redirected({parameters}):\n"
         f"    from torch_fastinit.intercept import intercepted\n"
         f"    return intercepted({name!r})({parameters})\n"
     )
     scope: dict[str, Any] = {}
     exec(compile(source, __file__, "exec"), scope)
-    code: types.CodeType = scope[name].__code__
+    code: types.CodeType = scope["redirected"].__code__
     return code
 
 
