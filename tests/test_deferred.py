@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import random
+import threading
 
 import numpy as np
 import pytest
@@ -292,6 +295,61 @@ def seeds_inside(m):
 
 
 @case
+def methods_of_the_default_generator(m):
+    m.before = nn.Parameter(torch.randn(5))
+    state = torch.default_generator.get_state()
+    m.a = nn.Parameter(torch.randn(5))
+    assert torch.default_generator.set_state(state) is torch.default_generator
+    m.again = nn.Parameter(torch.randn(5))
+    m.restored = nn.Parameter(torch.randn(5))
+    assert torch.default_generator.manual_seed(7) is torch.default_generator
+    assert torch.initial_seed() == torch.default_generator.initial_seed() == 7
+    m.seeded = nn.Linear(3, 3)
+    copied = torch.get_rng_state().clone()
+    clone = torch.default_generator.clone_state()
+    m.one = nn.Parameter(torch.rand(4))
+    m.other = nn.Parameter(torch.rand(4, generator=clone))
+    m.register_buffer("seen", torch.tensor(torch.initial_seed()))
+    torch.set_rng_state(copied)
+    m.third = nn.Parameter(torch.rand(4))
+    m.register_buffer("equal", torch.tensor(bool((m.third == m.one).all() and (m.one == m.other).all())))
+    torch.set_rng_state(state)
+    m.register_buffer("outer", torch.tensor(torch.initial_seed() == torch.default_generator.initial_seed()))
+    m.fourth = nn.Parameter(torch.rand(4))
+    torch.default_generator.set_state(torch.Generator().manual_seed(9).get_state())
+    m.fifth = nn.Parameter(torch.rand(4), requires_grad=torch.initial_seed() == 9)
+    torch.manual_seed(-3)
+    m.register_buffer("negative", torch.tensor(str(torch.initial_seed()).encode()[0]))
+
+
+@case
+def seeds_on_all_devices(m):
+    m.a = nn.Parameter(torch.randn(5))
+    torch.cuda.manual_seed_all(3)
+    torch.cuda.manual_seed(3)
+    m.b = nn.Parameter(torch.randn(5))
+    with torch.random.fork_rng():
+        torch.random.manual_seed(4)
+        m.c = nn.Parameter(torch.randn(5))
+    m.d = nn.Parameter(torch.randn(5))
+
+
+@case
+def numbers_from_python_and_numpy(m):
+    python, generator = random.Random(3), np.random.default_rng(4)
+    random.seed(1)
+    np.random.seed(2)
+    m.a = nn.Parameter(torch.from_numpy(generator.standard_normal((4, 3))).float())
+    m.b = nn.Parameter(torch.tensor(np.random.randn(3), dtype=torch.float32))
+    m.c = nn.Parameter(torch.tensor([python.gauss(0, 1), random.random()]))
+    m.d = nn.Linear(3, 4)
+    m.d.weight.data.copy_(torch.as_tensor(generator.uniform(size=(4, 3))))
+    m.e = nn.Parameter(torch.zeros(3))
+    m.e.data[:] = torch.from_numpy(np.random.rand(3))
+    m.order = torch.tensor(np.random.permutation(5))
+
+
+@case
 def own_generator(m):
     generator = torch.Generator().manual_seed(11)
     m.a = nn.Parameter(torch.randn(5, generator=generator))
@@ -350,6 +408,59 @@ def foreach(m):
     tensors = [torch.randn(3), torch.ones(2)]
     torch._foreach_mul_(tensors, 2.0)
     m.a, m.b = (nn.Parameter(t) for t in torch._foreach_add(tensors, 1.0))
+
+
+def test_seed_from_nowhere():
+    """torch.seed() gives another number every time: it seeds the tape, and not torch's generator."""
+    before = torch.get_rng_state()
+    with fastinit.deferred():
+        seed = torch.seed()
+        module = nn.ParameterList([torch.randn(5), torch.randn(3)])
+        assert torch.initial_seed() == seed
+        module.append(nn.Parameter(torch.full((2,), module[1][0].item())))
+        second = torch.default_generator.seed()
+    assert torch.equal(before, torch.get_rng_state())
+    assert second != seed
+    fastinit.materialize(module, seed=0)
+    generator = torch.Generator().manual_seed(seed)
+    expected = [torch.randn(5, generator=generator), torch.randn(3, generator=generator)]
+    assert torch.equal(module[0], expected[0]) and torch.equal(module[1], expected[1])
+    assert module[2].tolist() == [expected[1][0].item()] * 2
+
+
+def test_what_a_generator_refuses_is_refused():
+    with fastinit.deferred():
+        for wrong in (torch.zeros(3, dtype=torch.uint8), torch.zeros(5056), torch.ones(5056, dtype=torch.int32)):
+            with pytest.raises((RuntimeError, TypeError)):
+                torch.default_generator.set_state(wrong)
+            with pytest.raises((RuntimeError, TypeError)):
+                torch.set_rng_state(wrong)
+        with pytest.raises((RuntimeError, TypeError, ValueError)):
+            torch.default_generator.manual_seed("seed")
+
+
+def test_generators_of_others_are_left_alone():
+    """Other generators, and the default one outside of the context, have their own methods."""
+    gc.collect()
+    original = torch.Generator.manual_seed
+    with fastinit.deferred():
+        assert torch.Generator.manual_seed is not original
+        own = torch.Generator().manual_seed(4)
+        assert own.initial_seed() == 4
+        assert type(own.get_state()) is torch.Tensor and not fastinit.is_deferred(own.get_state())
+        state = torch.get_rng_state()
+        module = nn.Linear(3, 3)
+        elsewhere = []
+        thread = threading.Thread(target=lambda: elsewhere.append(torch.Generator().manual_seed(4).get_state()))
+        thread.start()
+        thread.join()
+        assert torch.equal(own.get_state(), elsewhere[0])
+    torch.default_generator.manual_seed(12)
+    assert torch.initial_seed() == 12
+    fastinit.materialize(module)
+    del module, state
+    gc.collect()
+    assert torch.Generator.manual_seed is original
 
 
 ORTHOGONAL = {"torch": nn.init.orthogonal_, "fastinit": fastinit.init.orthogonal_}

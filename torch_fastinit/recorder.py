@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from torch_fastinit.replay import evaluate, outside, private_state
+from torch_fastinit.generators import is_default, private_state, same_state, states
+from torch_fastinit.replay import evaluate, outside
 from torch_fastinit.tape import Entry, Storage, Tape, Value, transform
 from torch_fastinit.tensor import Deferred, active, adopt, become, capture, read, value_of_tensor, wrap
 
@@ -271,7 +272,7 @@ def record(
     args = transform(args, Value, read)
     kwargs = transform(kwargs, Value, read)
     generator = kwargs.get("generator")
-    if random and generator is not None and generator is not torch.default_generator:
+    if random and generator is not None and not is_default(generator):
         func, random = _with_generator(func, args, kwargs, overwrites, written)
         kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
     entry = Entry(
@@ -318,10 +319,10 @@ def _with_generator(
             return torch.empty_like(value.shadow, device=value.storage.device)
         return evaluate(value).clone()
 
-    before = torch.default_generator.get_state()
+    before = states()
     with outside(), private_state(before):
         func(*transform(args, Value, real), **transform(kwargs, Value, real))
-        moved = not torch.equal(before, torch.default_generator.get_state())
+        moved = not same_state(before, states())
     return replay, moved
 
 
