@@ -6,6 +6,8 @@ import copy
 import gc
 import random
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -350,6 +352,37 @@ def numbers_from_python_and_numpy(m):
 
 
 @case
+def threads_one_after_another(m):
+    def build(i):
+        torch.set_grad_enabled(True)
+        layers[i] = nn.Linear(4, 4)
+        nn.init.trunc_normal_(layers[i].weight, std=0.1 * float(torch.ones(2).sum()))
+
+    layers = {}
+    for i in range(3):
+        thread = threading.Thread(target=build, args=(i,))
+        thread.start()
+        thread.join()
+
+    class Builder(threading.Thread):
+        def run(self):
+            layers[3] = nn.Embedding(6, 4)
+
+    thread = Builder()
+    thread.start()
+    thread.join()
+    m.layers = nn.ModuleList(layers[i] for i in range(4))
+    with ThreadPoolExecutor(1) as pool:
+        m.pooled = nn.ModuleList(pool.map(lambda n: nn.Linear(n, n), range(1, 6)))
+        m.value = nn.Parameter(torch.full((2,), pool.submit(lambda: torch.randn(3).sum().item()).result()))
+    m.last = nn.Parameter(OLDER_POOL.submit(torch.randn, 5).result())
+
+
+OLDER_POOL = ThreadPoolExecutor(1)
+OLDER_POOL.submit(int).result()
+
+
+@case
 def own_generator(m):
     generator = torch.Generator().manual_seed(11)
     m.a = nn.Parameter(torch.randn(5, generator=generator))
@@ -461,6 +494,58 @@ def test_generators_of_others_are_left_alone():
     del module, state
     gc.collect()
     assert torch.Generator.manual_seed is original
+
+
+def test_threads_at_once_give_what_one_gives():
+    """Values belong to names: it does not matter which thread is first."""
+
+    def layer(i):
+        module = nn.Linear(8, 8)
+        nn.init.trunc_normal_(module.weight, std=float(torch.linspace(0.1, 0.2, 12)[i]))
+        return module
+
+    def build(workers):
+        with ThreadPoolExecutor(workers) as pool:
+            return nn.ModuleList(pool.map(layer, range(12)))
+
+    before = torch.get_rng_state()
+    results = []
+    for workers in (1, 6):
+        with fastinit.deferred():
+            module = build(workers)
+        assert all(fastinit.is_deferred(t) for t in module.parameters())
+        times = [entry.time for entry in module[0].weight._value.storage.tape.draws]
+        assert times == sorted(times) and len(times) == 36
+        results.append(fastinit.materialize(module, seed=2).state_dict())
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_a_thread_that_outlives_the_context():
+    left, made = threading.Event(), []
+
+    def work():
+        made.append(nn.Linear(2, 2))
+        left.wait(10)
+        made.append(nn.Linear(2, 2))
+        made.append(nn.Parameter(made[0].weight.detach() * 2))
+
+    with ThreadPoolExecutor(1) as pool:
+        with fastinit.deferred():
+            thread = threading.Thread(target=work)
+            thread.start()
+            task = pool.submit(nn.Linear, 2, 2)
+            assert fastinit.is_deferred(task.result())
+            while not made:
+                time.sleep(0.001)
+        left.set()
+        thread.join()
+        assert not fastinit.is_deferred(pool.submit(nn.Linear, 2, 2).result())
+    assert [fastinit.is_deferred(x) for x in made] == [True, False, True]
+    assert "run" not in vars(thread)
+    both = nn.ParameterList([made[0].weight, made[2]])
+    fastinit.materialize(both, seed=0)
+    assert torch.equal(both[0] * 2, both[1])
 
 
 ORTHOGONAL = {"torch": nn.init.orthogonal_, "fastinit": fastinit.init.orthogonal_}

@@ -11,7 +11,17 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["State", "generator_of", "get_state", "is_default", "private_state", "restore", "same_state", "states"]
+__all__ = [
+    "State",
+    "generator_of",
+    "get_state",
+    "is_default",
+    "lock",
+    "private_state",
+    "restore",
+    "same_state",
+    "states",
+]
 
 #: The states of default generators by device. Not to be changed once made.
 State = dict[torch.device, torch.Tensor]
@@ -65,13 +75,14 @@ def same_state(a: State, b: State) -> bool:
     return all(torch.equal(one, b[device]) for device, one in a.items() if device in b)
 
 
-_lock = threading.RLock()
+#: The default generators are the process's: who gives them another state for a while keeps other threads out.
+lock = threading.RLock()
 
 
 @contextlib.contextmanager
 def private_state(state: State) -> Iterator[None]:
     """The default generators with other states, for a while; one thread at a time."""
-    with _lock:
+    with lock:
         saved = states()
         restore(state)
         try:

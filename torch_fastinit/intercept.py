@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import inspect
 import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -24,10 +26,10 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch_fastinit import init
 from torch_fastinit.generators import get_state, is_default, private_state, states
 from torch_fastinit.orthogonal import QR_DTYPE
-from torch_fastinit.recorder import record
+from torch_fastinit.recorder import record, recording
 from torch_fastinit.replay import closure, evaluate, outside
 from torch_fastinit.tape import Storage, Tape, Value, need
-from torch_fastinit.tensor import Deferred, as_subclass, current_tape, read, value_of_tensor, wrap
+from torch_fastinit.tensor import Deferred, active, as_subclass, current_tape, read, value_of_tensor, wrap
 
 __all__ = [
     "ORTHOGONAL",
@@ -300,6 +302,43 @@ def _manual_seed(seed: Any) -> torch.Generator:
     return torch.default_generator
 
 
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+_start = _clone(threading.Thread.start)
+_submit = _clone(ThreadPoolExecutor.submit)
+
+
+def _in_context(tape: Tape, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    with recording(tape):
+        return function(*args, **kwargs)
+
+
+def _thread_start(thread: threading.Thread) -> None:
+    """A thread that the context starts belongs to it."""
+    tape = current_tape()
+    if tape is not None:
+        run = thread.run
+
+        def run_in_context() -> None:
+            vars(thread).pop("run", None)
+            _in_context(tape, run)
+
+        thread.run = run_in_context  # type: ignore[method-assign]
+    _start(thread)
+
+
+def _executor_submit(executor: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """In an executor it is the task that belongs to the context: its threads may be older, and live longer."""
+    tape = current_tape()
+    if tape is None:
+        return _submit(executor, function, *args, **kwargs)
+    active.tape = None  # a thread that this starts is the executor's
+    try:
+        return _submit(executor, functools.partial(_in_context, tape, function), *args, **kwargs)
+    finally:
+        active.tape = tape
+
+
 _INTERCEPTED: dict[str, tuple[Any, Callable[..., Any]]] = {
     "trunc_normal_": (torch.nn.init._no_grad_trunc_normal_, _initializer(trunc_normal_, random=True)),
     "sparse_": (torch.nn.init.sparse_, _sparse),
@@ -310,6 +349,8 @@ _INTERCEPTED: dict[str, tuple[Any, Callable[..., Any]]] = {
     "UninitializedParameter": (UninitializedParameter.__new__, _uninitialized_parameter),
     "UninitializedBuffer": (UninitializedBuffer.__new__, _uninitialized_buffer),
     "manual_seed": (torch.random.manual_seed, _manual_seed),
+    "Thread.start": (threading.Thread.start, _thread_start),
+    "ThreadPoolExecutor.submit": (ThreadPoolExecutor.submit, _executor_submit),
 }
 
 
@@ -320,11 +361,14 @@ def intercepted(name: str) -> Callable[..., Any]:
 
 def _redirect(name: str, function: Any) -> types.CodeType:
     """Code with the function's own parameters that calls :func:`intercepted`."""
-    parameters = ", ".join(inspect.signature(function).parameters)
+    parameters = list(inspect.signature(function).parameters.values())
+    bare = [p.replace(annotation=p.empty, default=p.empty) for p in parameters]
+    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    arguments = ", ".join(stars.get(p.kind, "") + p.name for p in parameters)
     source = (
-        f"def redirected({parameters}):\n"
+        f"def redirected{inspect.Signature(bare)}:\n"
         f"    from torch_fastinit.intercept import intercepted\n"
-        f"    return intercepted({name!r})({parameters})\n"
+        f"    return intercepted({name!r})({arguments})\n"
     )
     scope: dict[str, Any] = {}
     exec(compile(source, __file__, "exec"), scope)

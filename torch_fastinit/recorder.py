@@ -6,20 +6,22 @@ does to memory. What cannot be known without values - a result's shape, a mask, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_fastinit.generators import is_default, private_state, same_state, states
 from torch_fastinit.replay import evaluate, outside
 from torch_fastinit.tape import Entry, Storage, Tape, Value, transform
 from torch_fastinit.tensor import Deferred, active, adopt, become, capture, read, value_of_tensor, wrap
 
-__all__ = ["dispatch", "record"]
+__all__ = ["dispatch", "record", "recording"]
 
 aten = torch.ops.aten
 _CPU = torch.device("cpu")
@@ -109,9 +111,10 @@ def _overwrite(func: Any, args: Any, kwargs: Any) -> Any:
     value = tensor._value
     tape = active.tape or value.storage.tape
     random = func in _RANDOM
-    entry = Entry(tape, func, (value, *args[1:]), {}, writes=(value,), overwrites=True, random=random)
-    if random:
-        tape.append(entry)
+    with tape.lock:
+        entry = Entry(tape, func, (value, *args[1:]), {}, writes=(value,), overwrites=True, random=random)
+        if random:
+            tape.append(entry)
     return tensor
 
 
@@ -191,6 +194,36 @@ def _tape_for(args: Any) -> Tape:
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     """Every operation inside a context, and every operation on a deferred tensor outside."""
     return _SPECIAL.get(func, _record_operation)(func, args, kwargs)
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tape = tape
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # skipping it imports all of it
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.tape.closed:  # we are in a thread that the context started and did not wait for
+            active.tape = None
+            return func(*args, **(kwargs or {}))
+        return dispatch(func, args, kwargs or {})
+
+
+@contextlib.contextmanager
+def recording(tape: Tape) -> Iterator[None]:
+    """Let this thread record into ``tape``, as long as that is open."""
+    if tape.closed or active.tape is not None:
+        yield
+        return
+    with _Recorder(tape):
+        active.tape = tape
+        try:
+            yield
+        finally:
+            active.tape = None
 
 
 def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
@@ -275,19 +308,20 @@ def record(
     if random and generator is not None and not is_default(generator):
         func, random = _with_generator(func, args, kwargs, overwrites, written)
         kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
-    entry = Entry(
-        tape,
-        func,
-        tuple(args),
-        kwargs,
-        reads=tuple(reads),
-        writes=tuple(written),
-        outs=outs,
-        overwrites=overwrites,
-        random=random,
-    )
-    if random:
-        tape.append(entry)
+    with tape.lock:
+        entry = Entry(
+            tape,
+            func,
+            tuple(args),
+            kwargs,
+            reads=tuple(reads),
+            writes=tuple(written),
+            outs=outs,
+            overwrites=overwrites,
+            random=random,
+        )
+        if random:
+            tape.append(entry)
     return entry
 
 

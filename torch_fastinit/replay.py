@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torch_fastinit.generators import private_state, states
+from torch_fastinit.generators import lock, private_state, states
 from torch_fastinit.tape import Entry, Need, Storage, Tape, Value, as_real, clock, live_writes, need, transform
 
 __all__ = ["Replay", "allocate", "closure", "evaluate", "freeze", "outside", "poisoned"]
@@ -164,12 +164,13 @@ def from_state(entry: Entry, _: Callable[[Value], torch.Tensor], call: Callable[
 
 def freeze(entries: Iterable[Entry]) -> None:
     """Find the states of torch's generators before each of these random entries, by running the tape up to there."""
-    wanted: dict[Tape, set[Entry]] = {}
-    for entry in entries:
-        if entry.random and entry.state is None:
-            wanted.setdefault(entry.tape, set()).add(entry)
-    for tape, some in wanted.items():
-        _play(tape, some)
+    with lock:
+        wanted: dict[Tape, set[Entry]] = {}
+        for entry in entries:
+            if entry.random and entry.state is None:
+                wanted.setdefault(entry.tape, set()).add(entry)
+        for tape, some in wanted.items():
+            _play(tape, some)
 
 
 def _play(tape: Tape, wanted: set[Entry]) -> None:

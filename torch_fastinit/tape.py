@@ -131,8 +131,8 @@ class Entry:
         self.outs = outs  # values in fresh storages, in the order of the results
         self.overwrites = overwrites  # its writes do not depend on what was there
         self.random = random
-        #: The states of torch's generators before the operation, once a value that depends on it has been read, or where
-        #: the constructor itself had seeded the generator: from then on the operation is a constant of the recording.
+        #: The states of torch's generators before the operation, once a value that depends on it was read, or where the
+        #: constructor itself had seeded the generator: from then on the operation is a constant of the recording.
         self.state: State | None = None
         self.seeded = False
         for value in writes:
@@ -171,7 +171,9 @@ class Tape:
         #: What ``initial_seed()`` of a generator that the constructor seeded is, now and when a state was taken.
         self.initial_seeds: dict[torch.device, int] = {}
         self.initial_seeds_then: dict[Entry, int | None] = {}
-        self.thread = threading.get_ident()
+        #: Threads of a constructor write into one tape: an entry's time and its place among the draws agree.
+        self.lock = threading.RLock()
+        self.closed = False
 
     def append(self, entry: Entry) -> None:
         device = entry.device
