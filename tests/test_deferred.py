@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import random
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -382,6 +384,59 @@ OLDER_POOL = ThreadPoolExecutor(1)
 OLDER_POOL.submit(int).result()
 
 
+class Tagged(torch.Tensor):
+    """A subclass whose class spreads to results."""
+
+    @staticmethod
+    def __new__(cls, data, tag=None):
+        tensor = torch.Tensor._make_subclass(cls, data)
+        tensor.tag = tag
+        return tensor
+
+
+class Flavoured(nn.Parameter):
+    def __new__(cls, data, flavour="none"):
+        parameter = torch.Tensor._make_subclass(cls, data, require_grad=True)
+        parameter.flavour = flavour
+        return parameter
+
+
+class Scaled(torch.Tensor):
+    """A subclass that keeps its contents in two other tensors."""
+
+    @staticmethod
+    def __new__(cls, inner, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    def __init__(self, inner, scale):
+        self.inner, self.scale = inner, scale
+
+    def __tensor_flatten__(self):
+        return ["inner", "scale"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].inner.detach(), args[0].scale.detach())
+        args = [a.inner * a.scale if isinstance(a, cls) else a for a in args]
+        return func(*args, **(kwargs or {}))
+
+
+@case
+def subclasses(m):
+    m.a = Flavoured(torch.randn(4, 3), "sweet")
+    nn.init.uniform_(m.a)
+    m.b = copy.deepcopy(m.a)
+    m.c = nn.Parameter(m.a.data * 2)
+    m.register_buffer("d", Tagged(torch.randn(4), "hello"))
+    m.register_buffer("e", m.d * 2 + m.d.mean())
+    m.register_buffer("f", torch.randn(3).as_subclass(Tagged))
+    m.register_buffer("g", m.f.data.as_subclass(torch.Tensor) + 1)
+    m.f.data.mul_(3)
+    assert isinstance(m.e, Tagged) and isinstance(m.f[0], Tagged) and not isinstance(m.g, Tagged)
+    assert m.d.tag == "hello" and m.a.flavour == "sweet"
+
+
 @case
 def own_generator(m):
     generator = torch.Generator().manual_seed(11)
@@ -546,6 +601,76 @@ def test_a_thread_that_outlives_the_context():
     both = nn.ParameterList([made[0].weight, made[2]])
     fastinit.materialize(both, seed=0)
     assert torch.equal(both[0] * 2, both[1])
+
+
+def test_a_subclass_that_holds_its_contents_elsewhere():
+    def build():
+        module = nn.Module()
+        module.w = nn.Parameter(Scaled(torch.randn(4, 4), torch.full((1,), 0.5)))
+        module.product = nn.Parameter((module.w.detach() * 2).sum(0))
+        module.register_buffer("values", torch.tensor(module.w.detach().inner.tolist()) * 0)
+        return module
+
+    torch.manual_seed(0)
+    eager = build()
+    torch.manual_seed(0)
+    with fastinit.deferred():
+        module = build()
+    assert [row.name for row in fastinit.plan(module).rows] == ["w", "w.inner", "w.scale", "product", "values"]
+    for wrong in ({"device": "meta"}, {"dtype": torch.bfloat16}):
+        with pytest.raises(RuntimeError, match=r"'w\.inner' is held by a Scaled"):
+            fastinit.materialize(module, **wrong)
+    fastinit.materialize(module, replay="torch")
+    assert type(module.w.inner) is type(module.w.scale) is torch.Tensor
+    assert torch.equal(module.w.inner, eager.w.inner) and torch.equal(module.w.scale, eager.w.scale)
+    assert torch.equal(module.product, eager.product)
+
+
+def test_a_subclass_that_cannot_be_recorded():
+    class Logged(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            raise AssertionError("what it does is its own business")
+
+    with fastinit.deferred():
+        for make in (lambda t: torch.Tensor._make_subclass(Logged, t), lambda t: t.as_subclass(Logged)):
+            with pytest.raises(NotImplementedError, match="Logged has a __torch_dispatch__"):
+                make(torch.randn(3))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+def test_lazy_parameters_are_copied_outside_too():
+    with fastinit.deferred():
+        lazy = nn.LazyLinear(4, dtype=torch.float64)
+    copies = [copy.deepcopy(lazy) for _ in range(2)]
+    assert all(type(c.weight).__name__ == "UninitializedParameter" for c in copies)
+    fastinit.materialize(copies[0])
+    fastinit.materialize(nn.ModuleList([lazy, copies[1]]))
+    for layer in (lazy, *copies):
+        assert type(layer.weight) is nn.UninitializedParameter
+        assert layer(torch.ones(2, 3, dtype=torch.float64)).shape == (2, 4)
+        assert type(layer.weight) is nn.Parameter and layer.weight.dtype is torch.float64
+
+
+def test_the_makers_of_subclasses_are_torchs_own_again():
+    """Also for torch._dynamo, which may be imported inside a context and keeps what it finds."""
+    code = """if True:
+        import gc, sys, torch, torch_fastinit as fastinit
+        for early in (False, True):
+            with fastinit.deferred():
+                layer = torch.nn.Linear(2, 2)
+                if early:
+                    import torch._dynamo.polyfills.tensor
+                assert "as_subclass" in vars(torch.Tensor)
+            del layer
+            gc.collect()
+            assert ("as_subclass" in vars(torch.Tensor)) == early
+        layer = torch.compile(torch.nn.Linear(2, 2), backend="eager")
+        assert layer(torch.ones(1, 2)).shape == (1, 2)
+        print("done")
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.stdout == "done\n", result.stderr
 
 
 ORTHOGONAL = {"torch": nn.init.orthogonal_, "fastinit": fastinit.init.orthogonal_}

@@ -13,6 +13,7 @@ import ctypes
 import functools
 import gc
 import inspect
+import sys
 import threading
 import types
 import weakref
@@ -29,7 +30,17 @@ from torch_fastinit.orthogonal import QR_DTYPE
 from torch_fastinit.recorder import record, recording
 from torch_fastinit.replay import closure, evaluate, outside
 from torch_fastinit.tape import Storage, Tape, Value, need
-from torch_fastinit.tensor import Deferred, active, as_subclass, current_tape, read, value_of_tensor, wrap
+from torch_fastinit.tensor import (
+    Deferred,
+    active,
+    as_subclass,
+    current_tape,
+    deferred_class,
+    read,
+    set_class,
+    value_of_tensor,
+    wrap,
+)
 
 __all__ = [
     "ORTHOGONAL",
@@ -148,6 +159,52 @@ def _uninitialized_buffer(cls: Any, requires_grad: bool, device: Any, dtype: Any
         buffer.persistent, buffer._is_buffer = persistent, True
         return buffer
     return _new_uninitialized_buffer(cls, requires_grad, device, dtype, persistent)
+
+
+_make_subclass: Callable[..., torch.Tensor] = torch.Tensor._make_subclass
+_as_subclass: Callable[..., torch.Tensor] = torch.Tensor.as_subclass
+
+
+def _tensor_make_subclass(cls: Any, data: torch.Tensor, requires_grad: bool = False, **kwargs: Any) -> torch.Tensor:
+    if isinstance(data, Deferred):
+        return as_subclass(data, cls, kwargs.get("require_grad", requires_grad))
+    if "require_grad" in kwargs:  # its name in C
+        return _make_subclass(cls, data, **kwargs)
+    return _make_subclass(cls, data, requires_grad, **kwargs)
+
+
+def _tensor_as_subclass(self: torch.Tensor, cls: Any) -> torch.Tensor:
+    if not isinstance(self, Deferred):
+        return _as_subclass(self, cls)
+    with torch._C.DisableTorchFunctionSubclass():
+        view: torch.Tensor = torch.ops.aten.alias.default(self)  # a result of autograd's, as it should be
+    if cls is not torch.Tensor:
+        set_class(view, cls if issubclass(cls, Deferred) else deferred_class(cls))
+    return view
+
+
+_MAKERS = {"_make_subclass": staticmethod(_tensor_make_subclass), "as_subclass": _tensor_as_subclass}
+_POLYFILLS = "torch._dynamo.polyfills.tensor"
+_dynamo_knew = False
+_dynamo_has_ours = False
+
+
+def _switch_makers(redirect: bool) -> None:
+    """These are C's, and reached through ``torch.Tensor`` or a subclass of it.
+
+    torch._dynamo, which some operations import, registers what it finds there: if that was ours, it stays.
+    """
+    global _dynamo_knew, _dynamo_has_ours
+    redirected = "as_subclass" in vars(torch.Tensor)
+    if redirect and not redirected:
+        _dynamo_knew = _POLYFILLS in sys.modules
+        for name, maker in _MAKERS.items():
+            setattr(torch.Tensor, name, maker)
+    elif redirected and not redirect:
+        _dynamo_has_ours |= not _dynamo_knew and _POLYFILLS in sys.modules
+        if not _dynamo_has_ours:
+            for name in _MAKERS:
+                delattr(torch.Tensor, name)
 
 
 # --- generators -------------------------------------------------------------------------------------------------------
@@ -386,6 +443,7 @@ def _switch(change: int) -> None:
         for name, (function, _) in _INTERCEPTED.items():
             function.__code__ = _codes[name][_alive > 0]
         _switch_methods(_REPLACED_METHODS if _alive else _METHODS)
+        _switch_makers(_alive > 0)
 
 
 @contextlib.contextmanager

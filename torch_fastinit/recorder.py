@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_fastinit.generators import is_default, private_state, same_state, states
 from torch_fastinit.replay import evaluate, outside
 from torch_fastinit.tape import Entry, Storage, Tape, Value, transform
-from torch_fastinit.tensor import Deferred, active, adopt, become, capture, read, value_of_tensor, wrap
+from torch_fastinit.tensor import Deferred, active, adopt, become, capture, foreign, read, value_of_tensor, wrap
 
 __all__ = ["dispatch", "record", "recording"]
 
@@ -209,6 +209,8 @@ class _Recorder(TorchDispatchMode):
         if self.tape.closed:  # we are in a thread that the context started and did not wait for
             active.tape = None
             return func(*args, **(kwargs or {}))
+        if foreign(types):
+            return NotImplemented
         return dispatch(func, args, kwargs or {})
 
 
