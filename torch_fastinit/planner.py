@@ -248,7 +248,8 @@ def make_plan(
             if target.holder is not None and (wanted is not shadow.dtype or where != storage.device):
                 raise RuntimeError(
                     f"{target.name!r} is held by a {type(target.holder).__name__}, which says that it is "
-                    f"{shadow.dtype} on {storage.device}, and so cannot be made {wanted} on {where}: call module.to() afterwards"
+                    f"{shadow.dtype} on {storage.device}, and so cannot be made "
+                    f"{wanted} on {where}: call module.to() afterwards"
                 )
             if storage.shared is not None:
                 works.append(Work(target, value, wanted, where, None, "shared", ""))

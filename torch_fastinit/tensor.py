@@ -185,8 +185,8 @@ def deferred_class(cls: type[torch.Tensor]) -> Any:
     if cls.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         raise NotImplementedError(
             f"{cls.__name__} has a __torch_dispatch__, and _make_subclass or as_subclass makes it from a deferred "
-            "tensor: what it does with its contents cannot be recorded. Make it by _make_wrapper_subclass around deferred "
-            "tensors, or outside of fastinit.deferred()"
+            "tensor: what it does with its contents cannot be recorded. Make it by _make_wrapper_subclass around "
+            "deferred tensors, or outside of fastinit.deferred()"
         )
     namespace = {
         "_eager_class": cls,
