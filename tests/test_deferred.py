@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
+import random
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +19,9 @@ from torch.nn.init import dirac_, orthogonal_, sparse_, trunc_normal_
 from torch.nn.utils import parametrizations, parametrize
 
 import torch_fastinit as fastinit
+from torch_fastinit.initializers import Normal
+from torch_fastinit.ops import Fill, fill
+from torch_fastinit.stream import draw_stream
 
 
 class Case(nn.Module):
@@ -197,6 +207,28 @@ def parametrized(m):
 
 
 @case
+def orthogonal_layers(m):
+    for i, mapping in enumerate(("householder", "cayley", "matrix_exp")):
+        layer = nn.Linear(5, 5)
+        nn.init.orthogonal_(layer.weight)
+        setattr(m, mapping, parametrizations.orthogonal(layer, orthogonal_map=mapping))
+        orthogonal_(layer.weight if i else m.householder.bias.data.view(1, 5), gain=0.5)
+        setattr(m, f"{mapping}_tall", parametrizations.orthogonal(nn.Linear(3, 5), orthogonal_map=mapping))
+    m.plain = parametrizations.orthogonal(nn.Linear(5, 3), use_trivialization=False)
+    m.plain.weight = nn.init.orthogonal_(torch.empty(3, 5))
+    m.conv = nn.Conv2d(4, 6, 3)
+    nn.init.orthogonal_(m.conv.weight, gain=nn.init.calculate_gain("relu"))
+    with torch.no_grad():
+        m.conv.weight[0].zero_()
+    m.w = nn.Parameter(torch.zeros(8, 8, dtype=torch.float64))
+    nn.init.orthogonal_(m.w.data[2:, 1:5], generator=torch.Generator().manual_seed(5))
+    nn.init.normal_(m.w.data[:2])
+    m.read = nn.Parameter(torch.empty(4, 4))
+    m.scale = nn.Parameter(torch.full((2,), orthogonal_(m.read)[0, 0].item()))
+    m.none = nn.Parameter(orthogonal_(torch.empty(0, 4)))
+
+
+@case
 def old_norms(m):
     with_warnings = nn.utils.weight_norm
     m.a = with_warnings(nn.Conv1d(4, 4, 3, padding=1))
@@ -267,6 +299,145 @@ def seeds_inside(m):
 
 
 @case
+def methods_of_the_default_generator(m):
+    m.before = nn.Parameter(torch.randn(5))
+    state = torch.default_generator.get_state()
+    m.a = nn.Parameter(torch.randn(5))
+    assert torch.default_generator.set_state(state) is torch.default_generator
+    m.again = nn.Parameter(torch.randn(5))
+    m.restored = nn.Parameter(torch.randn(5))
+    assert torch.default_generator.manual_seed(7) is torch.default_generator
+    assert torch.initial_seed() == torch.default_generator.initial_seed() == 7
+    m.seeded = nn.Linear(3, 3)
+    copied = torch.get_rng_state().clone()
+    clone = torch.default_generator.clone_state()
+    m.one = nn.Parameter(torch.rand(4))
+    m.other = nn.Parameter(torch.rand(4, generator=clone))
+    m.register_buffer("seen", torch.tensor(torch.initial_seed()))
+    torch.set_rng_state(copied)
+    m.third = nn.Parameter(torch.rand(4))
+    m.register_buffer("equal", torch.tensor(bool((m.third == m.one).all() and (m.one == m.other).all())))
+    torch.set_rng_state(state)
+    m.register_buffer("outer", torch.tensor(torch.initial_seed() == torch.default_generator.initial_seed()))
+    m.fourth = nn.Parameter(torch.rand(4))
+    torch.default_generator.set_state(torch.Generator().manual_seed(9).get_state())
+    m.fifth = nn.Parameter(torch.rand(4), requires_grad=torch.initial_seed() == 9)
+    torch.manual_seed(-3)
+    m.register_buffer("negative", torch.tensor(str(torch.initial_seed()).encode()[0]))
+
+
+@case
+def seeds_on_all_devices(m):
+    m.a = nn.Parameter(torch.randn(5))
+    torch.cuda.manual_seed_all(3)
+    torch.cuda.manual_seed(3)
+    m.b = nn.Parameter(torch.randn(5))
+    with torch.random.fork_rng():
+        torch.random.manual_seed(4)
+        m.c = nn.Parameter(torch.randn(5))
+    m.d = nn.Parameter(torch.randn(5))
+
+
+@case
+def numbers_from_python_and_numpy(m):
+    python, generator = random.Random(3), np.random.default_rng(4)
+    random.seed(1)
+    np.random.seed(2)
+    m.a = nn.Parameter(torch.from_numpy(generator.standard_normal((4, 3))).float())
+    m.b = nn.Parameter(torch.tensor(np.random.randn(3), dtype=torch.float32))
+    m.c = nn.Parameter(torch.tensor([python.gauss(0, 1), random.random()]))
+    m.d = nn.Linear(3, 4)
+    m.d.weight.data.copy_(torch.as_tensor(generator.uniform(size=(4, 3))))
+    m.e = nn.Parameter(torch.zeros(3))
+    m.e.data[:] = torch.from_numpy(np.random.rand(3))
+    m.order = torch.tensor(np.random.permutation(5))
+
+
+@case
+def threads_one_after_another(m):
+    def build(i):
+        torch.set_grad_enabled(True)
+        layers[i] = nn.Linear(4, 4)
+        nn.init.trunc_normal_(layers[i].weight, std=0.1 * float(torch.ones(2).sum()))
+
+    layers = {}
+    for i in range(3):
+        thread = threading.Thread(target=build, args=(i,))
+        thread.start()
+        thread.join()
+
+    class Builder(threading.Thread):
+        def run(self):
+            layers[3] = nn.Embedding(6, 4)
+
+    thread = Builder()
+    thread.start()
+    thread.join()
+    m.layers = nn.ModuleList(layers[i] for i in range(4))
+    with ThreadPoolExecutor(1) as pool:
+        m.pooled = nn.ModuleList(pool.map(lambda n: nn.Linear(n, n), range(1, 6)))
+        m.value = nn.Parameter(torch.full((2,), pool.submit(lambda: torch.randn(3).sum().item()).result()))
+    m.last = nn.Parameter(OLDER_POOL.submit(torch.randn, 5).result())
+
+
+OLDER_POOL = ThreadPoolExecutor(1)
+OLDER_POOL.submit(int).result()
+
+
+class Tagged(torch.Tensor):
+    """A subclass whose class spreads to results."""
+
+    @staticmethod
+    def __new__(cls, data, tag=None):
+        tensor = torch.Tensor._make_subclass(cls, data)
+        tensor.tag = tag
+        return tensor
+
+
+class Flavoured(nn.Parameter):
+    def __new__(cls, data, flavour="none"):
+        parameter = torch.Tensor._make_subclass(cls, data, require_grad=True)
+        parameter.flavour = flavour
+        return parameter
+
+
+class Scaled(torch.Tensor):
+    """A subclass that keeps its contents in two other tensors."""
+
+    @staticmethod
+    def __new__(cls, inner, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    def __init__(self, inner, scale):
+        self.inner, self.scale = inner, scale
+
+    def __tensor_flatten__(self):
+        return ["inner", "scale"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].inner.detach(), args[0].scale.detach())
+        args = [a.inner * a.scale if isinstance(a, cls) else a for a in args]
+        return func(*args, **(kwargs or {}))
+
+
+@case
+def subclasses(m):
+    m.a = Flavoured(torch.randn(4, 3), "sweet")
+    nn.init.uniform_(m.a)
+    m.b = copy.deepcopy(m.a)
+    m.c = nn.Parameter(m.a.data * 2)
+    m.register_buffer("d", Tagged(torch.randn(4), "hello"))
+    m.register_buffer("e", m.d * 2 + m.d.mean())
+    m.register_buffer("f", torch.randn(3).as_subclass(Tagged))
+    m.register_buffer("g", m.f.data.as_subclass(torch.Tensor) + 1)
+    m.f.data.mul_(3)
+    assert isinstance(m.e, Tagged) and isinstance(m.f[0], Tagged) and not isinstance(m.g, Tagged)
+    assert m.d.tag == "hello" and m.a.flavour == "sweet"
+
+
+@case
 def own_generator(m):
     generator = torch.Generator().manual_seed(11)
     m.a = nn.Parameter(torch.randn(5, generator=generator))
@@ -325,6 +496,222 @@ def foreach(m):
     tensors = [torch.randn(3), torch.ones(2)]
     torch._foreach_mul_(tensors, 2.0)
     m.a, m.b = (nn.Parameter(t) for t in torch._foreach_add(tensors, 1.0))
+
+
+def test_seed_from_nowhere():
+    """torch.seed() gives another number every time: it seeds the tape, and not torch's generator."""
+    before = torch.get_rng_state()
+    with fastinit.deferred():
+        seed = torch.seed()
+        module = nn.ParameterList([torch.randn(5), torch.randn(3)])
+        assert torch.initial_seed() == seed
+        module.append(nn.Parameter(torch.full((2,), module[1][0].item())))
+        second = torch.default_generator.seed()
+    assert torch.equal(before, torch.get_rng_state())
+    assert second != seed
+    fastinit.materialize(module, seed=0)
+    generator = torch.Generator().manual_seed(seed)
+    expected = [torch.randn(5, generator=generator), torch.randn(3, generator=generator)]
+    assert torch.equal(module[0], expected[0]) and torch.equal(module[1], expected[1])
+    assert module[2].tolist() == [expected[1][0].item()] * 2
+
+
+def test_what_a_generator_refuses_is_refused():
+    with fastinit.deferred():
+        for wrong in (torch.zeros(3, dtype=torch.uint8), torch.zeros(5056), torch.ones(5056, dtype=torch.int32)):
+            with pytest.raises((RuntimeError, TypeError)):
+                torch.default_generator.set_state(wrong)
+            with pytest.raises((RuntimeError, TypeError)):
+                torch.set_rng_state(wrong)
+        with pytest.raises((RuntimeError, TypeError, ValueError)):
+            torch.default_generator.manual_seed("seed")
+
+
+def test_generators_of_others_are_left_alone():
+    """Other generators, and the default one outside of the context, have their own methods."""
+    gc.collect()
+    original = torch.Generator.manual_seed
+    with fastinit.deferred():
+        assert torch.Generator.manual_seed is not original
+        own = torch.Generator().manual_seed(4)
+        assert own.initial_seed() == 4
+        assert type(own.get_state()) is torch.Tensor and not fastinit.is_deferred(own.get_state())
+        state = torch.get_rng_state()
+        module = nn.Linear(3, 3)
+        elsewhere = []
+        thread = threading.Thread(target=lambda: elsewhere.append(torch.Generator().manual_seed(4).get_state()))
+        thread.start()
+        thread.join()
+        assert torch.equal(own.get_state(), elsewhere[0])
+    torch.default_generator.manual_seed(12)
+    assert torch.initial_seed() == 12
+    fastinit.materialize(module)
+    del module, state
+    gc.collect()
+    assert torch.Generator.manual_seed is original
+
+
+def test_threads_at_once_give_what_one_gives():
+    """Values belong to names: it does not matter which thread is first."""
+
+    def layer(i):
+        module = nn.Linear(8, 8)
+        nn.init.trunc_normal_(module.weight, std=float(torch.linspace(0.1, 0.2, 12)[i]))
+        return module
+
+    def build(workers):
+        with ThreadPoolExecutor(workers) as pool:
+            return nn.ModuleList(pool.map(layer, range(12)))
+
+    before = torch.get_rng_state()
+    results = []
+    for workers in (1, 6):
+        with fastinit.deferred():
+            module = build(workers)
+        assert all(fastinit.is_deferred(t) for t in module.parameters())
+        times = [entry.time for entry in module[0].weight._value.storage.tape.draws]
+        assert times == sorted(times) and len(times) == 36
+        results.append(fastinit.materialize(module, seed=2).state_dict())
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_a_thread_that_outlives_the_context():
+    left, made = threading.Event(), []
+
+    def work():
+        made.append(nn.Linear(2, 2))
+        left.wait(10)
+        made.append(nn.Linear(2, 2))
+        made.append(nn.Parameter(made[0].weight.detach() * 2))
+
+    with ThreadPoolExecutor(1) as pool:
+        with fastinit.deferred():
+            thread = threading.Thread(target=work)
+            thread.start()
+            task = pool.submit(nn.Linear, 2, 2)
+            assert fastinit.is_deferred(task.result())
+            while not made:
+                time.sleep(0.001)
+        left.set()
+        thread.join()
+        assert not fastinit.is_deferred(pool.submit(nn.Linear, 2, 2).result())
+    assert [fastinit.is_deferred(x) for x in made] == [True, False, True]
+    assert "run" not in vars(thread)
+    both = nn.ParameterList([made[0].weight, made[2]])
+    fastinit.materialize(both, seed=0)
+    assert torch.equal(both[0] * 2, both[1])
+
+
+def test_a_subclass_that_holds_its_contents_elsewhere():
+    def build():
+        module = nn.Module()
+        module.w = nn.Parameter(Scaled(torch.randn(4, 4), torch.full((1,), 0.5)))
+        module.product = nn.Parameter((module.w.detach() * 2).sum(0))
+        module.register_buffer("values", torch.tensor(module.w.detach().inner.tolist()) * 0)
+        return module
+
+    torch.manual_seed(0)
+    eager = build()
+    torch.manual_seed(0)
+    with fastinit.deferred():
+        module = build()
+    assert [row.name for row in fastinit.plan(module).rows] == ["w", "w.inner", "w.scale", "product", "values"]
+    for wrong in ({"device": "meta"}, {"dtype": torch.bfloat16}):
+        with pytest.raises(RuntimeError, match=r"'w\.inner' is held by a Scaled"):
+            fastinit.materialize(module, **wrong)
+    fastinit.materialize(module, replay="torch")
+    assert type(module.w.inner) is type(module.w.scale) is torch.Tensor
+    assert torch.equal(module.w.inner, eager.w.inner) and torch.equal(module.w.scale, eager.w.scale)
+    assert torch.equal(module.product, eager.product)
+
+
+def test_a_subclass_that_cannot_be_recorded():
+    class Logged(torch.Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            raise AssertionError("what it does is its own business")
+
+    with fastinit.deferred():
+        for make in (lambda t: torch.Tensor._make_subclass(Logged, t), lambda t: t.as_subclass(Logged)):
+            with pytest.raises(NotImplementedError, match="Logged has a __torch_dispatch__"):
+                make(torch.randn(3))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+def test_lazy_parameters_are_copied_outside_too():
+    with fastinit.deferred():
+        lazy = nn.LazyLinear(4, dtype=torch.float64)
+    copies = [copy.deepcopy(lazy) for _ in range(2)]
+    assert all(type(c.weight).__name__ == "UninitializedParameter" for c in copies)
+    fastinit.materialize(copies[0])
+    fastinit.materialize(nn.ModuleList([lazy, copies[1]]))
+    for layer in (lazy, *copies):
+        assert type(layer.weight) is nn.UninitializedParameter
+        assert layer(torch.ones(2, 3, dtype=torch.float64)).shape == (2, 4)
+        assert type(layer.weight) is nn.Parameter and layer.weight.dtype is torch.float64
+
+
+def test_the_makers_of_subclasses_are_torchs_own_again():
+    """Also for torch._dynamo, which may be imported inside a context and keeps what it finds."""
+    code = """if True:
+        import gc, sys, torch, torch_fastinit as fastinit
+        for early in (False, True):
+            with fastinit.deferred():
+                layer = torch.nn.Linear(2, 2)
+                if early:
+                    import torch._dynamo.polyfills.tensor
+                assert "as_subclass" in vars(torch.Tensor)
+            del layer
+            gc.collect()
+            assert ("as_subclass" in vars(torch.Tensor)) == early
+        layer = torch.compile(torch.nn.Linear(2, 2), backend="eager")
+        assert layer(torch.ones(1, 2)).shape == (1, 2)
+        print("done")
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.stdout == "done\n", result.stderr
+
+
+ORTHOGONAL = {"torch": nn.init.orthogonal_, "fastinit": fastinit.init.orthogonal_}
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 7), (9, 2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ORTHOGONAL)
+def test_orthogonal_is_one_draw_of_the_stream(name, dtype, shape):
+    """docs/stream.md, section 12, written out."""
+
+    with fastinit.deferred():
+        module = Case(lambda m: None)
+        module.w = nn.Parameter(torch.empty(shape, dtype=dtype))
+        nn.init.uniform_(module.w)
+        scale = module.w.detach().max()  # draw 0
+        ORTHOGONAL[name](module.w, gain=2.0)  # draw 1
+        module.w.data.mul_(1.0 + 0.0 * scale)
+    assert [row.how for row in fastinit.plan(module).rows] == ["replayed"]
+    fastinit.materialize(module, seed=6)
+    rows = shape[0]
+    matrix = torch.empty(rows, module.w.numel() // rows, dtype=dtype)
+    fill([Fill(matrix, Normal(), 6, draw_stream(fastinit.stream_id("w"), 1))])
+    q, r = torch.linalg.qr(matrix if rows >= matrix.shape[1] else matrix.t())
+    q = q * r.diagonal().sign() * 2
+    assert torch.equal(module.w, (q if rows >= matrix.shape[1] else q.t()).reshape(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64], ids=str)
+def test_orthogonal_dtypes(dtype):
+    """What torch refuses is refused; this library's own function fills it."""
+    with fastinit.deferred():
+        with pytest.raises(NotImplementedError):
+            orthogonal_(torch.empty(4, 4, dtype=dtype))
+        with pytest.raises(ValueError, match="2 or more"):
+            orthogonal_(torch.empty(4))
+        with pytest.raises(RuntimeError, match="view"):
+            orthogonal_(torch.empty(4, 3, 2, 2).to(memory_format=torch.channels_last))
+        module = nn.ParameterList([fastinit.init.orthogonal_(torch.empty(16, 16, dtype=dtype))])
+    w = fastinit.materialize(module, seed=0)[0].detach().to(torch.complex64)
+    assert (w @ w.mH - torch.eye(16)).abs().max() < 0.02
 
 
 def test_tensors_in_plain_attributes_are_materialised():

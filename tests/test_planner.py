@@ -117,7 +117,7 @@ REPLAYED = {
         "_to_copy to float32 after float64",
     ),
     "computed": (lambda w: torch.arange(30.0).view(6, 5), "arange"),
-    "orthogonal": (lambda w: (nn.init.orthogonal_(w), None)[1], "copy_"),
+    "orthogonal": (lambda w: (nn.init.orthogonal_(w), None)[1], "orthogonal_: no fill has this distribution"),
     "exponential": (lambda w: (w.exponential_(), None)[1], "exponential_: no fill has this distribution"),
     "permuted copy": (lambda w: torch.randn(5, 6).t().contiguous(), "clone"),
     "seeded": (lambda w: (torch.manual_seed(0), torch.randn(6, 5))[1], "normal_: seeded by the constructor"),

@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 
-from torch_fastinit.initializers import Initializer
+from torch_fastinit.generators import generator_of, get_state, restore, same_state, states
+from torch_fastinit.initializers import Initializer, Normal
+from torch_fastinit.intercept import ORTHOGONAL
 from torch_fastinit.lowering import FillStep, lowered
 from torch_fastinit.ops import Fill, fill
+from torch_fastinit.orthogonal import orthogonal
 from torch_fastinit.planner import Work
 from torch_fastinit.replay import Replay, allocate, closure, freeze, from_state, poisoned
 from torch_fastinit.stream import draw_stream, mixed_seed
@@ -32,12 +35,12 @@ class Builder:
         self.final: dict[tuple[Storage, torch.device], torch.Tensor] = {}
 
     def rehearse(self) -> list[torch.Tensor]:
-        """What :meth:`build` would give, leaving torch's generator and this builder as they are."""
-        state = torch.default_generator.get_state()
+        """What :meth:`build` would give, leaving torch's generators and this builder as they are."""
+        state = states()
         try:
             return type(self)(self.works, self.key, self.streams).build()
         finally:
-            torch.default_generator.set_state(state)
+            restore(state)
 
     def build(self) -> list[torch.Tensor]:
         """One real tensor for each piece of work."""
@@ -143,8 +146,14 @@ class Builder:
         initializer = lowered(entry)
         if initializer is not None:
             return fill([self._of_draw(tensor(entry.writes[0]), initializer, entry)])
-        generator = torch.default_generator
-        saved = generator.get_state()
+        if entry.func in ORTHOGONAL:
+            return orthogonal(
+                tensor(entry.writes[0]),
+                entry.kwargs["gain"],
+                lambda matrix: fill([self._of_draw(matrix, Normal(), entry)]),
+            )
+        generator = generator_of(entry.device)
+        saved = get_state(generator)
         generator.manual_seed(mixed_seed(self.key, draw_stream(*self.streams[entry])))
         try:
             return call()
@@ -174,18 +183,18 @@ class TorchBuilder(Builder):
                 replays.setdefault(work.value.storage, []).append(work)
         draws = [entry for tape in tapes for entry in tape.draws]
         entries = closure([need(work.value) for works in replays.values() for work in works], draws)
-        saved = torch.default_generator.get_state()
+        saved = states()
         try:
             self._run(entries, replays)
         except BaseException:
-            torch.default_generator.set_state(saved)
+            restore(saved)
             raise
         return [self.reals[id(work)] for work in self.works]
 
     def _check(self, tapes: set[Tape]) -> None:
-        state = torch.default_generator.get_state()
+        state = states()
         for tape in tapes:
-            if not torch.equal(tape.snapshot, state):
+            if not same_state(tape.snapshot, state):
                 raise RuntimeError(
                     'replay="torch" needs torch\'s default generator as it was when fastinit.deferred() was entered, '
                     "but it has moved since: materialize before drawing other random numbers, or call "

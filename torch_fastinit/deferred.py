@@ -7,22 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_fastinit.intercept import interception
-from torch_fastinit.recorder import dispatch
+from torch_fastinit.recorder import recording
 from torch_fastinit.tensor import Deferred, active
 
 __all__ = ["deferred", "is_deferred", "skip_init"]
-
-
-class _Recorder(TorchDispatchMode):
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # skipping it imports all of it
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return dispatch(func, args, kwargs or {})
 
 
 @contextlib.contextmanager
@@ -34,7 +24,8 @@ def deferred() -> Iterator[None]:
     on the device that it asked for (the CPU by default), and may read any value: that evaluates it on the spot, from a
     private copy of torch's generator. Outside, a deferred tensor reports ``meta``.
 
-    A context inside another one belongs to it. Each thread has its own.
+    A context inside another one belongs to it. Each thread has its own; threads that are started inside, and tasks that
+    are given to a ``ThreadPoolExecutor`` inside, record into the same context until it is left.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -48,12 +39,12 @@ def deferred() -> Iterator[None]:
     if active.tape is not None:
         yield
         return
-    with interception() as tape, _Recorder():  # type: ignore[no-untyped-call]
-        active.tape = tape
+    with interception() as tape:
         try:
-            yield
+            with recording(tape):
+                yield
         finally:
-            active.tape = None
+            tape.closed = True
 
 
 def skip_init(cls: type[torch.nn.Module], /, *args: Any, **kwargs: Any) -> torch.nn.Module:

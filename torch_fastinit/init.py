@@ -39,6 +39,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torch_fastinit.initializers import Dirac, Eye, Initializer, Normal, Sparse, TruncatedNormal, Uniform
 from torch_fastinit.ops import RANDOM_DTYPES, Fill, fill, fill_one, refuse_inference_update
+from torch_fastinit.orthogonal import QR_DTYPE, orthogonal
 
 __all__ = [
     "calculate_gain",
@@ -67,14 +68,6 @@ _TRUNCATED_STD = 0.87962566103423978
 #: The largest finite value of a component, for every dtype that a random fill writes.
 _LARGEST = {dtype: torch.finfo(dtype).max for dtype in RANDOM_DTYPES} | {
     dtype: torch.finfo(dtype.to_real()).max for dtype in (torch.complex32, torch.complex64, torch.complex128)
-}
-
-#: The dtype that an orthogonal matrix is computed in, for every dtype that it is written to.
-_QR_DTYPE = dict.fromkeys(_LARGEST, torch.float32) | {
-    torch.float64: torch.float64,
-    torch.complex32: torch.complex64,
-    torch.complex64: torch.complex64,
-    torch.complex128: torch.complex128,
 }
 
 
@@ -659,19 +652,11 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | No
         raise ValueError("Only tensors with 2 or more dimensions are supported")
     if tensor.numel() == 0 or tensor.is_meta:
         return tensor
-    if tensor.dtype not in _QR_DTYPE:
+    if tensor.dtype not in QR_DTYPE:
         raise NotImplementedError(f"orthogonal_ is not implemented for {tensor.dtype}")
     if not torch.compiler.is_compiling():
         refuse_inference_update(tensor)
-    rows = tensor.size(0)
-    columns = tensor.numel() // rows
-    with torch.no_grad():
-        matrix = tensor.new_empty((rows, columns), dtype=_QR_DTYPE[tensor.dtype])
-        _normal(matrix, 0.0, 1.0, generator)
-        q, r = torch.linalg.qr(matrix.t() if rows < columns else matrix)
-        # The signs (phases) of R's diagonal make Q unique, and so uniform: Mezzadri, section 5.
-        q = (q * torch.diagonal(r).sgn()).mul_(gain)
-        return tensor.copy_((q.t() if rows < columns else q).reshape(tensor.shape))
+    return orthogonal(tensor, gain, lambda matrix: _normal(matrix, 0.0, 1.0, generator))
 
 
 def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch.Generator | None = None) -> Tensor:

@@ -37,6 +37,8 @@ class Target:
     tensor: torch.Tensor
     role: str  # "parameter", "buffer" or "attribute"
     others: list[str] = field(default_factory=list)
+    #: The tensor that holds this one, where a subclass keeps its contents in other tensors.
+    holder: torch.Tensor | None = None
 
 
 #: Classes of attributes that hold no tensor: looked at first, since modules have many of them.
@@ -87,9 +89,21 @@ def targets_of(module: torch.nn.Module) -> list[Target]:
             known = found.get(id(tensor))
             if known is None:
                 found[id(tensor)] = Target(name, tensor, role)
+                if hasattr(tensor, "__tensor_flatten__"):
+                    for path, inner in _held(name, tensor):
+                        found.setdefault(id(inner), Target(path, inner, "attribute", holder=tensor))
             else:
                 known.others.append(name)
     return list(found.values())
+
+
+def _held(name: str, tensor: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that a wrapper subclass keeps its contents in."""
+    for attribute in tensor.__tensor_flatten__()[0]:
+        inner = getattr(tensor, attribute)
+        yield f"{name}.{attribute}", inner
+        if hasattr(inner, "__tensor_flatten__"):
+            yield from _held(f"{name}.{attribute}", inner)
 
 
 def own_draws(targets: Sequence[Target], names: Callable[[str], str] | None) -> dict[Entry, tuple[str, int]]:
@@ -229,6 +243,12 @@ def make_plan(
             shadow = value.shadow
             wanted = shadow.dtype if dtype is None else result_dtype(dtype, target.name, tensor)
             where = device or storage.device
+            if target.holder is not None and (wanted is not shadow.dtype or where != storage.device):
+                raise RuntimeError(
+                    f"{target.name!r} is held by a {type(target.holder).__name__}, which says that it is "
+                    f"{shadow.dtype} on {storage.device}, and so cannot be made "
+                    f"{wanted} on {where}: call module.to() afterwards"
+                )
             if storage.shared is not None:
                 works.append(Work(target, value, wanted, where, None, "shared", ""))
                 continue

@@ -6,19 +6,22 @@ does to memory. What cannot be known without values - a result's shape, a mask, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_fastinit.replay import evaluate, outside, private_state
+from torch_fastinit.generators import is_default, private_state, same_state, states
+from torch_fastinit.replay import evaluate, outside
 from torch_fastinit.tape import Entry, Storage, Tape, Value, transform
-from torch_fastinit.tensor import Deferred, active, adopt, become, capture, read, value_of_tensor, wrap
+from torch_fastinit.tensor import Deferred, active, adopt, become, capture, foreign, read, value_of_tensor, wrap
 
-__all__ = ["dispatch", "record"]
+__all__ = ["dispatch", "record", "recording"]
 
 aten = torch.ops.aten
 _CPU = torch.device("cpu")
@@ -108,9 +111,10 @@ def _overwrite(func: Any, args: Any, kwargs: Any) -> Any:
     value = tensor._value
     tape = active.tape or value.storage.tape
     random = func in _RANDOM
-    entry = Entry(tape, func, (value, *args[1:]), {}, writes=(value,), overwrites=True, random=random)
-    if random:
-        tape.append(entry)
+    with tape.lock:
+        entry = Entry(tape, func, (value, *args[1:]), {}, writes=(value,), overwrites=True, random=random)
+        if random:
+            tape.append(entry)
     return tensor
 
 
@@ -192,6 +196,38 @@ def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     return _SPECIAL.get(func, _record_operation)(func, args, kwargs)
 
 
+class _Recorder(TorchDispatchMode):
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tape = tape
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # skipping it imports all of it
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.tape.closed:  # we are in a thread that the context started and did not wait for
+            active.tape = None
+            return func(*args, **(kwargs or {}))
+        if foreign(types):
+            return NotImplemented
+        return dispatch(func, args, kwargs or {})
+
+
+@contextlib.contextmanager
+def recording(tape: Tape) -> Iterator[None]:
+    """Let this thread record into ``tape``, as long as that is open."""
+    if tape.closed or active.tape is not None:
+        yield
+        return
+    with _Recorder(tape):
+        active.tape = tape
+        try:
+            yield
+        finally:
+            active.tape = None
+
+
 def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
     """The general way of an operation into the tape."""
     signature = _signature(func)
@@ -271,22 +307,23 @@ def record(
     args = transform(args, Value, read)
     kwargs = transform(kwargs, Value, read)
     generator = kwargs.get("generator")
-    if random and generator is not None and generator is not torch.default_generator:
+    if random and generator is not None and not is_default(generator):
         func, random = _with_generator(func, args, kwargs, overwrites, written)
         kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
-    entry = Entry(
-        tape,
-        func,
-        tuple(args),
-        kwargs,
-        reads=tuple(reads),
-        writes=tuple(written),
-        outs=outs,
-        overwrites=overwrites,
-        random=random,
-    )
-    if random:
-        tape.append(entry)
+    with tape.lock:
+        entry = Entry(
+            tape,
+            func,
+            tuple(args),
+            kwargs,
+            reads=tuple(reads),
+            writes=tuple(written),
+            outs=outs,
+            overwrites=overwrites,
+            random=random,
+        )
+        if random:
+            tape.append(entry)
     return entry
 
 
@@ -318,10 +355,10 @@ def _with_generator(
             return torch.empty_like(value.shadow, device=value.storage.device)
         return evaluate(value).clone()
 
-    before = torch.default_generator.get_state()
+    before = states()
     with outside(), private_state(before):
         func(*transform(args, Value, real), **transform(kwargs, Value, real))
-        moved = not torch.equal(before, torch.default_generator.get_state())
+        moved = not same_state(before, states())
     return replay, moved
 
 

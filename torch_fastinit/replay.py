@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from torch_fastinit.generators import lock, private_state, states
 from torch_fastinit.tape import Entry, Need, Storage, Tape, Value, as_real, clock, live_writes, need, transform
 
-__all__ = ["Replay", "allocate", "closure", "evaluate", "freeze", "outside", "poisoned", "private_state"]
+__all__ = ["Replay", "allocate", "closure", "evaluate", "freeze", "outside", "poisoned"]
 
 #: Read values up to this size are kept, so that reading them again costs nothing.
 CACHE_BYTES = 1 << 20
@@ -154,25 +155,6 @@ class Replay:
                 self.tensor(out).copy_(real)
 
 
-def generator_of(device: torch.device) -> torch.Generator:
-    """The default generator that random operations on ``device`` use."""
-    if device.type == "cuda":
-        return torch.cuda.default_generators[device.index or torch.cuda.current_device()]
-    return torch.default_generator
-
-
-@contextlib.contextmanager
-def private_state(state: torch.Tensor) -> Iterator[torch.Generator]:
-    """torch's default generator with another state, for a while."""
-    generator = torch.default_generator
-    saved = generator.get_state()
-    generator.set_state(state)
-    try:
-        yield generator
-    finally:
-        generator.set_state(saved)
-
-
 def from_state(entry: Entry, _: Callable[[Value], torch.Tensor], call: Callable[[], Any]) -> Any:
     """A random entry that the recording determines."""
     assert entry.state is not None
@@ -181,13 +163,14 @@ def from_state(entry: Entry, _: Callable[[Value], torch.Tensor], call: Callable[
 
 
 def freeze(entries: Iterable[Entry]) -> None:
-    """Find the state of torch's generator before each of these random entries, by running the tape up to there."""
-    wanted: dict[Tape, set[Entry]] = {}
-    for entry in entries:
-        if entry.random and entry.state is None:
-            wanted.setdefault(entry.tape, set()).add(entry)
-    for tape, some in wanted.items():
-        _play(tape, some)
+    """Find the states of torch's generators before each of these random entries, by running the tape up to there."""
+    with lock:
+        wanted: dict[Tape, set[Entry]] = {}
+        for entry in entries:
+            if entry.random and entry.state is None:
+                wanted.setdefault(entry.tape, set()).add(entry)
+        for tape, some in wanted.items():
+            _play(tape, some)
 
 
 def _play(tape: Tape, wanted: set[Entry]) -> None:
@@ -209,12 +192,12 @@ def _play(tape: Tape, wanted: set[Entry]) -> None:
         if entry not in inside:
             return from_state(entry, _, call)
         if entry in wanted:
-            entry.state = torch.default_generator.get_state()
+            entry.state = states()
         return call()
 
-    with private_state(state) as generator:
+    with private_state(state):
         Replay(randomness).run(entries)
-        tape.checkpoints.append((last + 1, generator.get_state()))
+        tape.checkpoints.append((last + 1, states()))
 
 
 def evaluate(value: Value) -> torch.Tensor:

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from torch_fastinit.generators import State, states
+
 __all__ = [
     "Entry",
     "Need",
@@ -129,9 +131,9 @@ class Entry:
         self.outs = outs  # values in fresh storages, in the order of the results
         self.overwrites = overwrites  # its writes do not depend on what was there
         self.random = random
-        #: The state of torch's generator before the operation, once a value that depends on it has been read, or where
-        #: the constructor itself had seeded the generator: from then on the operation is a constant of the recording.
-        self.state: torch.Tensor | None = None
+        #: The states of torch's generators before the operation, once a value that depends on it was read, or where the
+        #: constructor itself had seeded the generator: from then on the operation is a constant of the recording.
+        self.state: State | None = None
         self.seeded = False
         for value in writes:
             value.storage.writes.append(self)
@@ -142,26 +144,56 @@ class Entry:
             value.storage.cache = None
 
     @property
+    def device(self) -> torch.device:
+        """Where it runs, and so whose generator it draws from."""
+        for value in (*self.writes, *self.outs):
+            if value is not None:
+                return value.storage.device
+        return torch.device("cpu")
+
+    @property
     def constant(self) -> bool:
         """Whether the recording alone determines the outcome: not random, or random with a known generator state."""
         return not self.random or self.seeded or self.state is not None
 
 
 class Tape:
-    """The random operations of one outermost ``deferred()``, in order, and the generator's state at its start."""
+    """The random operations of one outermost ``deferred()``, in order, and the generators' states at its start."""
 
     def __init__(self) -> None:
         self.draws: list[Entry] = []
-        self.snapshot = torch.default_generator.get_state()
-        #: Places at which the state of the generator is known: how many draws came before, and the state.
-        self.checkpoints: list[tuple[int, torch.Tensor]] = [(0, self.snapshot)]
-        #: The constructor seeded the generator: draws equal those of eager code until it restores a state.
-        self.seeded = False
-        self.thread = threading.get_ident()
+        self.snapshot = states()
+        #: Places at which the states of the generators are known: how many draws came before, and the states.
+        self.checkpoints: list[tuple[int, State]] = [(0, self.snapshot)]
+        #: Devices (or kinds of them) whose generator the constructor seeded: draws equal those of eager code until it
+        #: restores a state.
+        self.seeded: set[torch.device] = set()
+        #: What ``initial_seed()`` of a generator that the constructor seeded is, now and when a state was taken.
+        self.initial_seeds: dict[torch.device, int] = {}
+        self.initial_seeds_then: dict[Entry, int | None] = {}
+        #: Threads of a constructor write into one tape: an entry's time and its place among the draws agree.
+        self.lock = threading.RLock()
+        self.closed = False
 
     def append(self, entry: Entry) -> None:
-        entry.seeded = self.seeded
+        device = entry.device
+        if device.type == "cuda":
+            self._know_gpus()
+        entry.seeded = bool(self.seeded) and self.seeds(device)
         self.draws.append(entry)
+
+    def seeds(self, device: torch.device) -> bool:
+        """Whether the constructor has seeded the generator of ``device``."""
+        return device in self.seeded or torch.device(device.type) in self.seeded
+
+    def _know_gpus(self) -> None:
+        """Before the first draw on a GPU: as eager construction would, initialise CUDA, where there is one."""
+        if not torch.cuda.is_available():
+            return
+        torch.cuda.init()
+        for device, state in states().items():
+            for _, known in self.checkpoints:
+                known.setdefault(device, state)
 
 
 def _span(t: torch.Tensor) -> tuple[int, int, bool]:

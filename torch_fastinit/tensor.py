@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.parameter import UninitializedParameter, UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from torch_fastinit.replay import closure, evaluate, outside
 from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, clock, need
@@ -27,6 +29,7 @@ __all__ = [
     "capture",
     "current_tape",
     "deferred_class",
+    "foreign",
     "read",
     "set_class",
     "uninitialized",
@@ -59,6 +62,7 @@ class Deferred(torch.Tensor):
     _value: Value
     _is_param: bool
     _was_meta: bool
+    _spreads = False  # whether operations on one give tensors of its class
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -66,6 +70,8 @@ class Deferred(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if foreign(types):
+            return NotImplemented
         return active.dispatch(func, args, kwargs or {})
 
     @property
@@ -86,7 +92,7 @@ class Deferred(torch.Tensor):
 
     @property
     def data(self) -> torch.Tensor:
-        return wrap(self._value)
+        return wrap(self._value, type(self) if self._spreads else Deferred)
 
     @data.setter
     def data(self, other: torch.Tensor) -> None:
@@ -141,7 +147,7 @@ class Deferred(torch.Tensor):
                 "Only Tensors created explicitly by the user support the deepcopy protocol at the moment"
             )
         with outside():
-            new = wrap(_deepcopy_value(self._value, memo))
+            new = wrap(_deepcopy_value(self._value, memo), type(self))
         new.requires_grad_(self.requires_grad)
         memo[id(self)] = new
         for name, attribute in self.__dict__.items():
@@ -156,8 +162,13 @@ class Deferred(torch.Tensor):
         )
 
 
+def foreign(types: Any) -> bool:
+    """Whether one of these tensors is of a class that says itself what operations on it do, by way of other tensors."""
+    return any(not issubclass(cls, Deferred) for cls in types)
+
+
 @functools.cache
-def deferred_class(cls: type[torch.Tensor]) -> type[Deferred]:
+def deferred_class(cls: type[torch.Tensor]) -> Any:
     """A class of deferred tensors for a class of tensors that is made by ``torch.Tensor._make_subclass``."""
 
     def get(self: torch.Tensor) -> type:
@@ -171,11 +182,36 @@ def deferred_class(cls: type[torch.Tensor]) -> type[Deferred]:
             new = Deferred if new in (torch.nn.Parameter, torch.Tensor) else deferred_class(new)
         set_class(self, new)
 
+    if cls.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        raise NotImplementedError(
+            f"{cls.__name__} has a __torch_dispatch__, and _make_subclass or as_subclass makes it from a deferred "
+            "tensor: what it does with its contents cannot be recorded. Make it by _make_wrapper_subclass around "
+            "deferred tensors, or outside of fastinit.deferred()"
+        )
+    namespace = {
+        "_eager_class": cls,
+        "_spreads": cls.__torch_function__ is not torch._C._disabled_torch_function_impl
+        and not issubclass(cls, UninitializedTensorMixin),
+        "__class__": property(get, change),
+    }
+    if issubclass(cls, UninitializedParameter):
+        namespace["__deepcopy__"] = _deepcopy_uninitialized
     metaclass: Any = type(cls)
-    made: type[Deferred] = metaclass(
-        cls.__name__, (cls, Deferred), {"_eager_class": cls, "__class__": property(get, change)}
-    )
+    made: Any = metaclass(cls.__name__, (cls, Deferred), namespace)
+    # Not in the namespace: a class with a __torch_dispatch__ is made without torch's own __torch_function__.
+    made.__torch_function__ = inspect.getattr_static(cls, "__torch_function__")
     return made
+
+
+def _deepcopy_uninitialized(self: Deferred, memo: dict[int, Any]) -> torch.Tensor:
+    """A parameter without a shape yet is copied inside a context and outside of one."""
+    known: torch.Tensor | None = memo.get(id(self))
+    if known is None:
+        storage = self._value.storage
+        shadow = torch.empty(0, dtype=self._value.shadow.dtype, device=_META)
+        value = Value(shadow, Storage(shadow, storage.device, storage.tape))
+        known = memo[id(self)] = as_subclass(wrap(value), type(self), self.requires_grad)
+    return known
 
 
 def set_class(tensor: torch.Tensor, cls: type[torch.Tensor]) -> None:
