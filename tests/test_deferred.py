@@ -268,6 +268,8 @@ def other_distributions(m):
     m.register_buffer("e", torch.multinomial(torch.ones(20), 300, replacement=True))
     m.f = nn.Parameter(torch.empty(100).log_normal_())
     m.g = nn.Parameter(torch.normal(torch.zeros(100), torch.ones(100)))
+    m.of_numbers = nn.Parameter(torch.normal(0.5, 0.1, (10, 10), dtype=torch.bfloat16))
+    m.of_a_number = nn.Parameter(torch.normal(torch.zeros(100), 0.1))
     m.h = nn.Parameter(nn.functional.dropout(torch.ones(100), 0.5))
     m.i = nn.Parameter(torch.rand(100, dtype=torch.float64) + torch.rand_like(m.a[:100], dtype=torch.float64))
 

@@ -57,6 +57,7 @@ ONE_PASS = {
     "dead writes": (twice, "Normal(mean=1, std=2)"),
     "randn": (lambda w: torch.randn(6, 5), "Normal(mean=0, std=1)"),
     "rand": (lambda w: torch.rand(6, 5), "Uniform(a=0, b=1)"),
+    "torch.normal": (lambda w: torch.normal(0.5, 2.0, (6, 5)), "Normal(mean=0.5, std=2)"),
     "clone": (lambda w: torch.randn(6, 5).clone(), "Normal(mean=0, std=1)"),
     "narrow cast": (lambda w: torch.randn(6, 5).to(torch.bfloat16), "Normal(mean=0, std=1)"),
     "constant cast": (lambda w: torch.full((6, 5), 0.1).half(), "Constant(value=0.0999756)"),

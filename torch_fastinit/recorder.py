@@ -154,6 +154,7 @@ _CREATIONS: dict[str, Callable[[Any, Any], tuple[Any, tuple[Any, ...]] | None]] 
     "rand_like": lambda args, kwargs: (aten.uniform_.default, (0.0, 1.0)),
     "randn": lambda args, kwargs: (aten.normal_.default, (0.0, 1.0)),
     "randn_like": lambda args, kwargs: (aten.normal_.default, (0.0, 1.0)),
+    "normal": lambda args, kwargs: (aten.normal_.default, (args[0], args[1])),  # of numbers: see _record_operation
 }
 _EMPTY_SHAPED = frozenset({"zeros", "ones", "rand", "randn", "empty"})
 
@@ -248,7 +249,8 @@ def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
     written_objects = [args[i] if i < len(args) else kwargs.get(name) for i, name in signature.writes]
     written = [vargs[i] if i < len(vargs) else vkwargs.get(name) for i, name in signature.writes]
-    creation = None if values and signature.writes else _CREATIONS.get(func._schema.name[6:])
+    name = func._schema.name[6:]
+    creation = None if values and (signature.writes or name == "normal") else _CREATIONS.get(name)
     if creation is not None:
         return _create(func, vargs, vkwargs, device, tape, creation, func.overloadpacket.__name__)
     if signature.reshapes:
