@@ -16,7 +16,8 @@ CXX_FILES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.h tests/cuda_shim/* tests/em
 help:
 	@echo "make demo   build two real models, eagerly and with torch_fastinit; print a table and write demo.png"
 	@echo "make test   the whole test suite, doctests and the documentation's snippets"
-	@echo "make zoo    every transformers architecture of at most 40 million parameters, against eager construction"
+	@echo "make zoo    every transformers architecture of at most 40 million parameters, against eager construction;"
+	@echo "            ARGS='--jobs 2' takes two processes, ARGS=--resume goes on after an interruption"
 	@echo "make bench  speed of every fill against torch, side by side"
 	@echo "make lint   ruff, mypy and clang-format, changing nothing"
 	@echo "make format ruff and clang-format, changing files"
@@ -29,7 +30,7 @@ test: build $(STAMPS)/aarch64
 	$(BIN)/python -m pytest $(ARGS)
 
 zoo: build
-	$(BIN)/python tests/zoo/zoo.py $(ARGS)
+	$(BIN)/python tests/zoo/zoo.py --markdown build/zoo.md $(ARGS)
 
 bench: build
 	$(BIN)/python benchmarks/bench.py --json build/bench.json $(ARGS)

@@ -578,6 +578,29 @@ def test_threads_at_once_give_what_one_gives():
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
+def test_a_thread_that_outlives_the_context_may_have_its_own():
+    left, made = threading.Event(), []
+
+    def work():
+        made.append(nn.Linear(2, 2))
+        left.wait(10)
+        with fastinit.deferred():
+            made.append(nn.Linear(2, 2))
+            made.append(float(made[1].weight.detach().sum()))
+        made.append(nn.Linear(2, 2))
+
+    with fastinit.deferred():
+        thread = threading.Thread(target=work)
+        thread.start()
+        while not made:
+            time.sleep(0.001)
+    left.set()
+    thread.join()
+    assert [fastinit.is_deferred(made[i]) for i in (0, 1, 3)] == [True, True, False]
+    fastinit.materialize(made[1], seed=0)
+    assert float(made[1].weight.detach().sum()) == pytest.approx(made[2])
+
+
 def test_a_thread_that_outlives_the_context():
     left, made = threading.Event(), []
 

@@ -36,7 +36,7 @@ def deferred() -> Iterator[None]:
         >>> fastinit.materialize(layer, seed=0).weight.device
         device(type='cpu')
     """
-    if active.tape is not None:
+    if active.tape is not None and not active.tape.closed:
         yield
         return
     with interception() as tape:

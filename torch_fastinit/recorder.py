@@ -208,7 +208,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.tape.closed:  # we are in a thread that the context started and did not wait for
-            active.tape = None
+            if active.tape is self.tape:
+                active.tape = None
             return func(*args, **(kwargs or {}))
         if foreign(types):
             return NotImplemented
@@ -218,7 +219,7 @@ class _Recorder(TorchDispatchMode):
 @contextlib.contextmanager
 def recording(tape: Tape) -> Iterator[None]:
     """Let this thread record into ``tape``, as long as that is open."""
-    if tape.closed or active.tape is not None:
+    if tape.closed or (active.tape is not None and not active.tape.closed):
         yield
         return
     with _Recorder(tape):

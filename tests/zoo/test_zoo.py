@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from zoo import zoo
+import json
 
-#: One of each kind: losses of symmetry, convolutions, state spaces, experts, speech, several modalities.
-NAMES = ["albert", "deberta-v2", "falcon_mamba", "granitemoe", "hubert", "oneformer", "swinv2"]
+import pytest
+from zoo import shrink, zoo
+
+#: One of each kind: losses of symmetry, convolutions, state spaces, experts, speech, several modalities; one whose
+#: default configuration has to be completed, and one that needs the search.
+NAMES = ["albert", "deberta-v2", "esm", "falcon_mamba", "florence2", "granitemoe", "hubert", "oneformer", "swinv2"]
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +20,40 @@ def architectures():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_architecture(name, architectures, poison):
+    model_class, config_class = architectures[name]
     with zoo.quiet():
-        build = zoo.builder(*architectures[name])
-    assert build is not None
-    result = zoo.run(name, build)
+        found = shrink.find(name, model_class, config_class)
+    assert found.config is not None and 0 < found.parameters <= shrink.LIMIT
+    result = zoo.run(name, found, model_class)
     assert not result.error, result.error
     assert result.tensors > 10
+    assert result.one_pass + sum(result.replayed.values()) == result.random_bytes > 0
+
+
+def test_what_is_not_equal_is_found(architectures):
+    """A model that is not a function of torch's generator cannot be equal."""
+    model_class, config_class = architectures["albert"]
+    found = shrink.find("albert", model_class, config_class)
+    drifting = iter(range(1, 100))
+
+    def build(config):
+        model = model_class(config)
+        model.pooler.bias.data.fill_(next(drifting))
+        return model
+
+    assert "pooler.bias" in zoo.run("albert", found, build).error
+
+
+def test_table_and_resumption(tmp_path, capfd):
+    results, page = tmp_path / "zoo.jsonl", tmp_path / "zoo.md"
+    arguments = ["esm", "dinat", "--results", str(results), "--markdown", str(page)]
+    assert zoo.main([*arguments, "--jobs", "2"]) == 0
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert {line["name"]: bool(line["skipped"]) for line in lines} == {"dinat": True, "esm": False}
+    text = page.read_text()
+    assert "| architectures compared | 1 |" in text
+    assert "- dinat: does not build: ImportError" in text
+    assert "equal to eager            1" in capfd.readouterr().out
+    before = results.read_text()
+    assert zoo.main([*arguments, "--resume"]) == 0
+    assert (results.read_text(), page.read_text()) == (before, text)

@@ -10,145 +10,125 @@ import argparse
 import contextlib
 import copy
 import io
+import json
 import logging
 import math
+import multiprocessing
+import os
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from comparison import check_like_eager
+from shrink import Found, find
 
 import torch_fastinit as fastinit
 
-LIMIT = 40_000_000
 
-#: What makes a model small, one step at a time, until it is small enough: an attribute and what it becomes.
-SHRINKS: list[dict[str, Callable[[int], int]]] = [
-    {},
-    {
-        name: lambda n: min(n, 2)
-        for name in (
-            "num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers num_encoder_layers "
-            "num_decoder_layers depth num_local_experts n_routed_experts num_experts moe_num_experts "
-            "encoder_num_hidden_layers decoder_num_hidden_layers num_block_layers"
-        ).split()
-    },
-    {
-        name: lambda n: min(n, 1024)
-        for name in "vocab_size text_vocab_size n_words vocab_size_per_layer_input max_position_embeddings".split()
-    }
-    | {name: lambda n: min(n, 1023) for name in "pad_token_id bos_token_id eos_token_id image_token_id".split()},
-    {
-        name: lambda n: max(n // 4, 8) if n >= 256 else n
-        for name in (
-            "hidden_size intermediate_size ffn_dim d_model d_ff n_embd n_inner encoder_ffn_dim decoder_ffn_dim "
-            "moe_intermediate_size shared_expert_intermediate_size hidden_dim dim ffn_hidden_size mlp_dim embed_dim "
-            "encoder_hidden_size decoder_hidden_size projection_dim d_inner emb_dim"
-        ).split()
-    },
-    {
-        name: lambda n: max(n // 4, 8) if n >= 64 else n
-        for name in (
-            "hidden_size intermediate_size ffn_dim d_model d_ff n_embd n_inner encoder_ffn_dim decoder_ffn_dim "
-            "moe_intermediate_size shared_expert_intermediate_size hidden_dim dim ffn_hidden_size mlp_dim embed_dim "
-            "encoder_hidden_size decoder_hidden_size projection_dim d_inner emb_dim"
-        ).split()
-    },
-]
-
-
-def configs(names: Collection[str] = ()) -> Iterator[tuple[str, Any, Any]]:
-    """Name, model class and configuration class of every architecture (of these names) that has both."""
-    import transformers
+def architectures(keys: Collection[str] = ()) -> Iterator[tuple[str, str, str, str]]:
+    """Key, name and the names of model and configuration class of every architecture (of these keys)."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     for key in sorted(CONFIG_MAPPING_NAMES):
         found = MODEL_MAPPING_NAMES.get(key)
-        if found is None or (names and key not in names):
+        if found is None or (keys and key not in keys):
             continue
         for name in found if isinstance(found, (tuple, list)) else (found,):
-            with contextlib.suppress(Exception):
-                yield (
-                    key if found is name else f"{key}:{name}",
-                    getattr(transformers, name),
-                    getattr(transformers, CONFIG_MAPPING_NAMES[key]),
-                )
+            yield key, key if found is name else f"{key}:{name}", name, CONFIG_MAPPING_NAMES[key]
 
 
-def _shrink(config: Any, steps: int, seen: set[int] | None = None) -> None:
-    seen = set() if seen is None else seen
-    if id(config) in seen:
-        return
-    seen.add(id(config))
-    for step in SHRINKS[: steps + 1]:
-        for name, change in step.items():
-            value = config.__dict__.get(name)
-            if type(value) is int:
-                with contextlib.suppress(Exception):
-                    setattr(config, name, change(value))
-    if steps and isinstance(config.__dict__.get("layer_types"), list):
-        config.layer_types = config.layer_types[: getattr(config, "num_hidden_layers", 2)]
-    for value in list(config.__dict__.values()):
-        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
-            _shrink(value, steps, seen)
+def configs(keys: Collection[str] = ()) -> Iterator[tuple[str, Any, Any]]:
+    """Name, model class and configuration class of every architecture (of these keys) that has both."""
+    import transformers
 
-
-def builder(model_class: Any, config_class: Any) -> Callable[[], torch.nn.Module] | None:
-    """A function that builds the model as small as its configuration can be shrunk, or None if that is too big."""
-    from transformers.initialization import no_init_weights
-
-    for steps in reversed(range(len(SHRINKS))):
-        try:
-            config = config_class()
-            _shrink(config, steps)
-            with torch.device("meta"), no_init_weights():
-                module = model_class(copy.deepcopy(config))
-            if sum(p.numel() for p in module.parameters()) <= LIMIT:
-                return lambda config=config: model_class(copy.deepcopy(config))
-        except Exception:
-            continue
-    return None
+    for _, name, model, config in architectures(keys):
+        with contextlib.suppress(Exception):
+            yield name, getattr(transformers, model), getattr(transformers, config)
 
 
 @dataclass
 class Result:
+    """What became of one architecture. ``skipped`` says why it was not compared, ``error`` what was not equal."""
+
     name: str
+    parameters: int = 0
     tensors: int = 0
     random_bytes: int = 0
     one_pass: int = 0
     seconds: float = 0.0
+    replayed: dict[str, int] = field(default_factory=dict)  # random bytes by the operation that cannot be a fill
+    skipped: str = ""
     error: str = ""
 
 
-def run(name: str, build: Callable[[], torch.nn.Module]) -> Result:
+def run(name: str, found: Found, model_class: Any) -> Result:
     """Compare one architecture, and count what is filled in one pass."""
     start = time.perf_counter()
-    result = Result(name)
+    if found.config is None:
+        return Result(name, skipped=found.why)
+    result = Result(name, found.parameters)
+
+    def count(module: torch.nn.Module) -> None:
+        rows = fastinit.plan(module).rows
+        result.tensors = len(rows)
+        for row in rows:
+            if row.random:
+                result.random_bytes += row.nbytes
+                if row.how == "one pass":
+                    result.one_pass += row.nbytes
+                else:
+                    result.replayed[row.why] = result.replayed.get(row.why, 0) + row.nbytes
+
     try:
         with quiet():
-            with fastinit.deferred():
-                module = build()
-            plan = fastinit.plan(module)
-            del module
-            rows = [row for row in plan.rows if row.random]
-            result.tensors = len(plan.rows)
-            result.random_bytes = sum(row.nbytes for row in rows)
-            result.one_pass = sum(row.nbytes for row in rows if row.how == "one pass")
-            check_like_eager(build)
+            check_like_eager(lambda: model_class(copy.deepcopy(found.config)), count)
     except Exception as error:
         result.error = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
     result.seconds = time.perf_counter() - start
     return result
+
+
+def run_key(key: str) -> list[Result]:
+    """All architectures of one key of transformers' tables: what a process of its own is asked for."""
+    torch.use_deterministic_algorithms(True)  # which also fills fresh memory with NaN
+    results = []
+    for name, model_class, config_class in configs([key]):
+        with quiet():
+            found = find(key, model_class, config_class)
+        results.append(run(name, found, model_class))
+    return results
+
+
+def _one_of(jobs: int) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+
+
+def run_all(keys: Sequence[str], jobs: int) -> Iterator[list[Result]]:
+    """Results as they come, from ``jobs`` processes."""
+    if jobs == 1:
+        yield from map(run_key, keys)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_one_of, initargs=(jobs,)) as pool:
+        tasks = {pool.submit(run_key, key): key for key in keys}
+        for task in as_completed(tasks):
+            try:
+                yield task.result()
+            except Exception as error:  # the process died
+                yield [Result(tasks[task], error=f"{type(error).__name__}: {error}")]
 
 
 @contextlib.contextmanager
@@ -166,49 +146,122 @@ def quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def main() -> int:
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def summary(results: Sequence[Result]) -> list[tuple[str, str]]:
+    """What the table at the end says."""
+    compared = [r for r in results if not r.skipped]
+    random = sum(r.random_bytes for r in compared)
+    share = sum(r.one_pass for r in compared) / random if random else math.nan
+    return [
+        ("architectures compared", f"{len(compared)}"),
+        ("equal to eager", f"{sum(not r.error for r in compared)}"),
+        ("not compared", f"{len(results) - len(compared)}"),
+        ("parameters", f"{sum(r.parameters for r in compared):,}"),
+        ("tensors", f"{sum(r.tensors for r in compared):,}"),
+        ("random bytes", f"{random:,}"),
+        ("filled in one pass", f"{share:.3%}"),
+        ("replayed", f"{1 - share:.3%}"),
+        ("seconds of all processes", f"{sum(r.seconds for r in compared):.0f}"),
+    ]
+
+
+def replayed_by(results: Iterable[Result]) -> list[tuple[str, int, list[str]]]:
+    """Random bytes that no fill writes: by which operation, how many, in which architectures."""
+    total: Counter[str] = Counter()
+    where: dict[str, list[str]] = {}
+    for r in results:
+        for why, count in r.replayed.items():
+            total[why] += count
+            where.setdefault(why, []).append(r.name)
+    return [(why, count, sorted(where[why])) for why, count in total.most_common()]
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """The same, and every architecture, as a page."""
+    import transformers
+
+    lines = ["# Every architecture of transformers, against eager construction", ""]
+    lines += [f"torch {torch.__version__}, transformers {transformers.__version__}. Written by `tests/zoo/zoo.py`.", ""]
+    lines += ["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in summary(results)), ""]
+    failed, skipped = [r for r in results if r.error], [r for r in results if r.skipped]
+    if failed:
+        lines += ["## Not equal", "", *(f"- {r.name}: {r.error.splitlines()[0]}" for r in failed), ""]
+    if skipped:
+        lines += ["## Not compared", "", *(f"- {r.name}: {r.skipped}" for r in skipped), ""]
+    by = replayed_by(results)
+    if by:
+        lines += ["## Replayed", "", "| operation | random bytes | in |", "|---|---:|---|"]
+        lines += [f"| {why} | {count:,} | {', '.join(names)} |" for why, count, names in by]
+        lines += [""]
+    lines += [
+        "## All",
+        "",
+        "| architecture | parameters | tensors | random bytes | in one pass |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for r in results:
+        if not r.skipped:
+            share = f"{r.one_pass / r.random_bytes:.1%}" if r.random_bytes else ""
+            lines.append(f"| {r.name} | {r.parameters:,} | {r.tensors:,} | {r.random_bytes:,} | {share} |")
+    return "\n".join(lines) + "\n"
+
+
+def report(results: Sequence[Result]) -> None:
+    print()
+    for name, value in summary(results):
+        print(f"{name:26}{value}")
+    for r in results:
+        if r.skipped:
+            print(f"  not compared: {r.name}: {r.skipped}")
+    for why, count, names in replayed_by(results):
+        print(f"  replayed, {count:,} bytes: {why} in {', '.join(names)}")
+
+
+def _progress(done: int, total: int, result: Result, seconds: float) -> None:
+    left = seconds / done * (total - done)
+    if sys.stderr.isatty():
+        bar = "#" * (40 * done // total)
+        print(f"\r[{bar:40}] {done}/{total} {left:4.0f} s left  {result.name:40}", end="", file=sys.stderr)
+    else:
+        print(f"{done}/{total} {result.name} {result.seconds:.1f} s", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*")
+    parser.add_argument("names", nargs="*", help="keys of transformers' tables (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--results", type=Path, default=Path("build/zoo.jsonl"), help="a line for each one done")
+    parser.add_argument("--resume", action="store_true", help="go on: run what --results does not have yet, or failed")
+    parser.add_argument("--markdown", type=Path, help="write the table here, too")
     parser.add_argument("--verbose", action="store_true", help="print the traceback of each failure")
-    arguments = parser.parse_args()
-    torch.use_deterministic_algorithms(True)
+    arguments = parser.parse_args(argv)
     with quiet():
-        known = list(configs(arguments.names))
-    results, skipped = [], []
+        known = {name: key for key, name, _, _ in architectures(arguments.names)}
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Result] = {}
+    if arguments.resume and arguments.results.exists():
+        for line in arguments.results.read_text().splitlines():
+            result = Result(**json.loads(line))
+            if result.name in known and not result.error:
+                results[result.name] = result
+    keys = list(dict.fromkeys(key for name, key in known.items() if name not in results))
     start = time.perf_counter()
-    for i, (name, model_class, config_class) in enumerate(known):
-        with quiet():
-            build = builder(model_class, config_class)
-        if build is None:
-            skipped.append(name)
-            continue
-        result = run(name, build)
-        results.append(result)
-        if not sys.stderr.isatty():
-            print(f"{i + 1}/{len(known)} {name} {result.seconds:.1f} s", file=sys.stderr)
-        else:
-            bar = "#" * (40 * (i + 1) // len(known))
-            print(f"\r[{bar:40}] {i + 1}/{len(known)} {name:40}", end="", file=sys.stderr)
-        if result.error:
-            text = result.error if arguments.verbose else result.error.splitlines()[0]
-            print(f"FAILED {name}: {text}", flush=True)
-    random = sum(r.random_bytes for r in results)
-    passed = sum(not r.error for r in results)
-    share = sum(r.one_pass for r in results) / random if random else math.nan
-    print(
-        f"\narchitectures compared  {len(results)}\n"
-        f"equal to eager          {passed}\n"
-        f"not buildable here      {len(skipped)} ({', '.join(skipped)})\n"
-        f"tensors                 {sum(r.tensors for r in results):,}\n"
-        f"random bytes            {random:,}\n"
-        f"filled in one pass      {share:.3%}\n"
-        f"replayed                {1 - share:.3%}\n"
-        f"seconds                 {time.perf_counter() - start:.0f}"
-    )
-    for r in sorted(results, key=lambda r: r.one_pass - r.random_bytes)[:10]:
-        if r.one_pass < r.random_bytes:
-            print(f"  replayed in {r.name}: {r.random_bytes - r.one_pass:,} bytes of {r.random_bytes:,}")
-    return int(passed < len(results))
+    with arguments.results.open("a" if arguments.resume else "w") as file:
+        for done, some in enumerate(run_all(keys, arguments.jobs), 1):
+            for result in some:
+                results[result.name] = result
+                print(json.dumps(asdict(result)), file=file, flush=True)
+                _progress(done, len(keys), result, time.perf_counter() - start)
+                if result.error:
+                    text = result.error if arguments.verbose else result.error.splitlines()[0]
+                    print(f"FAILED {result.name}: {text}", flush=True)
+    ordered = [results[name] for name in sorted(results)]
+    report(ordered)
+    if arguments.markdown is not None:
+        arguments.markdown.write_text(markdown(ordered))
+    return int(any(r.error for r in ordered))
 
 
 if __name__ == "__main__":
