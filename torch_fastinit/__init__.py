@@ -2,7 +2,7 @@
 
 from torch_fastinit import init
 from torch_fastinit.backend import backends
-from torch_fastinit.deferred import deferred, is_deferred, skip_init
+from torch_fastinit.context import deferred, is_deferred, skip_init
 from torch_fastinit.materializer import materialize
 from torch_fastinit.ops import random_bits_
 from torch_fastinit.planner import plan
