@@ -240,9 +240,9 @@ def _nothing(*args: object, **kwargs: object) -> None:
 for _device in DEVICES:
     _library.impl("fill_batch_", _fill_batch, _device.upper())
     _library.impl("fill_", _fill_one, _device.upper())
-torch.library.register_fake("fastinit::fill_batch_", _nothing, lib=_library)
-torch.library.register_fake("fastinit::fill_", _nothing, lib=_library)
 for _name in ("fill_batch_", "fill_"):
+    # Fake tensors take it too; torch.library.register_fake would go through all loaded modules for where it was called.
+    _library.impl(_name, _nothing, "Meta")
     # A fill has no derivative and leaves the tensor's history alone, as torch's initialisers do under no_grad.
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
