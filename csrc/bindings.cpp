@@ -93,33 +93,157 @@ py::dict describe(const Fill& fill) {
   return out;
 }
 
+// ---- a batch, from Python's objects to ours: by hand, since pybind11's own lists take several times as long
+// ------------
+
+int64_t number(PyObject* item, int64_t) { return PyLong_AsLongLong(item); }
+double number(PyObject* item, double) { return PyFloat_AsDouble(item); }
+
+template <class T>
+T number(PyObject* item) {
+  const T value = number(item, T{});
+  if (value == T{-1} && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+py::object owned(PyObject* object) {
+  if (object == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(object);
+}
+
+// Calls `use` with every item of a list or tuple.
+template <class Use>
+void each(py::handle list, const Use& use) {
+  if (PyTuple_Check(list.ptr())) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(list.ptr()); ++i) use(PyTuple_GET_ITEM(list.ptr(), i));
+  } else if (PyList_Check(list.ptr())) {
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list.ptr()); ++i) use(PyList_GET_ITEM(list.ptr(), i));
+  } else {
+    throw py::type_error("a batch is made of lists and tuples");
+  }
+}
+
+template <class T>
+std::vector<T> numbers(py::handle list) {
+  std::vector<T> all;
+  all.reserve(py::len(list));
+  each(list, [&](PyObject* item) { all.push_back(number<T>(item)); });
+  return all;
+}
+
+// An expanded tensor: two of its elements would be one place in memory. Raises what torch does.
+[[noreturn]] void refuse_overlap(const py::object& shape, const py::object& strides) {
+  PyErr_Format(
+      PyExc_RuntimeError,
+      "unsupported operation: more than one element of the written-to tensor refers to a single memory location "
+      "(shape %R, strides %R). Please clone() the tensor before performing the operation.",
+      py::tuple(py::list(shape)).ptr(), strides.ptr());
+  throw py::error_already_set();
+}
+
+// Appends a tensor's address, dtype code, dimensions, sizes and strides. `codes` is a dictionary from dtypes; a dtype
+// that it lacks is one of so many bytes.
+void add_layout(std::vector<int64_t>& rows, PyObject* tensor, PyObject* codes) {
+  static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
+  static PyObject* const dtype = PyUnicode_InternFromString("dtype");
+  static PyObject* const element_size = PyUnicode_InternFromString("element_size");
+  static PyObject* const shape = PyUnicode_InternFromString("shape");
+  static PyObject* const stride = PyUnicode_InternFromString("stride");
+  rows.push_back(number<int64_t>(owned(PyObject_CallMethodNoArgs(tensor, data_ptr)).ptr()));
+  PyObject* const code = PyDict_GetItemWithError(codes, owned(PyObject_GetAttr(tensor, dtype)).ptr());
+  if (code == nullptr && PyErr_Occurred()) throw py::error_already_set();
+  rows.push_back(code != nullptr ? number<int64_t>(code)
+                                 : static_cast<int64_t>(DType::opaque) +
+                                       number<int64_t>(owned(PyObject_CallMethodNoArgs(tensor, element_size)).ptr()));
+  const py::object sizes = owned(PyObject_GetAttr(tensor, shape));
+  const py::object strides = owned(PyObject_CallMethodNoArgs(tensor, stride));
+  const size_t dims = py::len(sizes), first = rows.size() + 1;
+  rows.push_back(static_cast<int64_t>(dims));
+  each(sizes, [&](PyObject* size) { rows.push_back(number<int64_t>(size)); });
+  each(strides, [&](PyObject* size) { rows.push_back(number<int64_t>(size)); });
+  bool repeats = false, empty = false;
+  for (size_t d = first; d < first + dims; ++d) {
+    repeats = repeats || (rows[d] > 1 && rows[d + dims] == 0);
+    empty = empty || rows[d] == 0;
+  }
+  if (repeats && !empty) refuse_overlap(sizes, strides);
+}
+
+std::vector<int64_t> layouts(py::handle tensors, py::handle codes) {
+  std::vector<int64_t> rows;
+  rows.reserve(8 * py::len(tensors));
+  each(tensors, [&](PyObject* tensor) { add_layout(rows, tensor, codes.ptr()); });
+  return rows;
+}
+
+// `tensors` are tensors, or what `layouts` gives if there is no dictionary.
+std::vector<Fill> lower(py::handle tensors, py::handle codes, py::handle recipe, py::handle params) {
+  return fastinit::lower(codes.is_none() ? numbers<int64_t>(tensors) : layouts(tensors, codes),
+                         numbers<int64_t>(recipe), numbers<double>(params));
+}
+
+// A batch of fewer elements keeps the GIL: to let go of it and take it again would cost as much as to fill them.
+constexpr int64_t kElementsWithGil = 1 << 12;
+
+// fill_cpu(tensors, codes, recipe, params, threads) for CPython itself: pybind11's calls take as long as a small fill.
+PyObject* fill_cpu(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  try {
+    if (count != 5) throw py::type_error("fill_cpu takes tensors, codes, recipe, params and threads");
+    const std::vector<Fill> fills = lower(args[0], args[1], args[2], args[3]);
+    const int64_t threads = number<int64_t>(args[4]);
+    const int most = threads > 1 << 20 ? 1 << 20 : threads < 1 ? 1 : static_cast<int>(threads);
+    int64_t elements = 0;
+    for (const Fill& fill : fills) elements += fill.numel();
+    if (elements < kElementsWithGil) {
+      fastinit::fill_cpu(fills, most);
+    } else {
+      const py::gil_scoped_release release;
+      fastinit::fill_cpu(fills, most);
+    }
+    Py_RETURN_NONE;
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+PyMethodDef kFillCpu = {"fill_cpu", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fill_cpu)),
+                        METH_FASTCALL, "Run a batch of fills (see torch_fastinit/ops.py for its form)."};
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled backends of torch_fastinit.";
-  m.def(
-      "fill_cpu",
-      [](const std::vector<int64_t>& tensors, const std::vector<int64_t>& recipe, const std::vector<double>& params,
-         int threads) { fastinit::fill_cpu(fastinit::lower(tensors, recipe, params), threads); },
-      py::arg("tensors"), py::arg("recipe"), py::arg("params"), py::arg("threads"),
-      py::call_guard<py::gil_scoped_release>(), "Run a batch of fills (see torch_fastinit/ops.py for its form).");
+  m.def("layouts", &layouts, py::arg("tensors"), py::arg("codes"),
+        "Address, dtype code and layout of each tensor, as one flat list; `codes` is a dictionary from dtypes.");
+  m.attr("fill_cpu") = owned(PyCFunction_New(&kFillCpu, nullptr));
   m.def(
       "lowered",
-      [](const std::vector<int64_t>& tensors, const std::vector<int64_t>& recipe, const std::vector<double>& params) {
+      [](py::handle tensors, py::handle codes, py::handle recipe, py::handle params) {
         py::list all;
-        for (const Fill& fill : fastinit::lower(tensors, recipe, params)) all.append(describe(fill));
+        for (const Fill& fill : lower(tensors, codes, recipe, params)) all.append(describe(fill));
         return all;
       },
-      py::arg("tensors"), py::arg("recipe"), py::arg("params"),
+      py::arg("tensors"), py::arg("codes"), py::arg("recipe"), py::arg("params"),
       "The fills of a batch with their layouts merged and every constant derived, as csrc/fill.h has them.");
 #ifdef FASTINIT_CUDA
   m.def(
       "fill_cuda",
-      [](const std::vector<int64_t>& tensors, const std::vector<int64_t>& recipe, const std::vector<double>& params,
-         int device,
-         uintptr_t stream) { fastinit::fill_cuda(fastinit::lower(tensors, recipe, params), device, stream); },
-      py::arg("tensors"), py::arg("recipe"), py::arg("params"), py::arg("device"), py::arg("stream"),
-      py::call_guard<py::gil_scoped_release>(), "Enqueue a batch of fills on a CUDA stream.");
+      [](py::handle tensors, py::handle codes, py::handle recipe, py::handle params, int device, uintptr_t stream) {
+        const std::vector<Fill> fills = lower(tensors, codes, recipe, params);
+        const py::gil_scoped_release release;
+        fastinit::fill_cuda(fills, device, stream);
+      },
+      py::arg("tensors"), py::arg("codes"), py::arg("recipe"), py::arg("params"), py::arg("device"), py::arg("stream"),
+      "Enqueue a batch of fills on a CUDA stream, without the GIL.");
   m.def("cuda_error", &fastinit::cuda_error, "Why this machine cannot run the CUDA kernels; empty if it can.");
   m.def("has_cuda", [] { return true; }, "Whether this build has CUDA kernels.");
 #else

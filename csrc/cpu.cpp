@@ -60,9 +60,8 @@ constexpr int64_t kColumns = 128;
 // Below this many elements a batch is not worth a thread of its own (starting one costs tens of microseconds).
 constexpr int64_t kThreadElements = 1 << 16;
 
-std::vector<Piece> pieces(const std::vector<Fill>& fills, int threads, int64_t& elements) {
+std::vector<Piece> pieces(const std::vector<Fill>& fills, int threads) {
   std::vector<Piece> all;
-  elements = 0;
   for (const Fill& fill : fills) {
     const int64_t n = fill.numel();
     // A sparse fill is cut by columns, each of which is a scan.
@@ -77,7 +76,6 @@ std::vector<Piece> pieces(const std::vector<Fill>& fills, int threads, int64_t& 
     for (int64_t at = 0; at < length; at += step) {
       all.push_back({&fill, at, at + step < length ? at + step : length});
     }
-    elements += n;
   }
   return all;
 }
@@ -108,10 +106,20 @@ void set_instruction_set(const std::string& name) {
 }
 
 void fill_cpu(const std::vector<Fill>& fills, int threads) {
-  if (threads < 1) threads = 1;
-  int64_t elements;
-  const std::vector<Piece> work = pieces(fills, threads, elements);
   const Kernels& kernels = *chosen.load();
+  if (threads < 1) threads = 1;
+  int64_t elements = 0;
+  for (const Fill& fill : fills) elements += fill.numel();
+  if (threads == 1 || elements < kThreadElements) {  // nothing to share out
+    const DefaultFloatingPoint guard;
+    for (const Fill& fill : fills) {
+      const bool columns = fill.kind == Kind::sparse;
+      if (fill.numel() > 0)
+        (columns ? kernels.sparse_columns : kernels.range)(fill, 0, columns ? fill.sizes[1] : fill.numel());
+    }
+    return;
+  }
+  const std::vector<Piece> work = pieces(fills, threads);
   std::atomic<size_t> next{0};
   const auto serve = [&] {
     const DefaultFloatingPoint guard;

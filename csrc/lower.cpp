@@ -115,19 +115,21 @@ double value_of(const Format& f, int64_t rank) {
   return place_of(f, rank);
 }
 
-// The rank of the largest value <= x, by bisection over the ranks.
+// The rank of the largest value <= x: of the exponent's multiples of the last place, the one below.
 int64_t rank_below(const Format& f, double x) {
-  int64_t lo = -top_of(f), hi = top_of(f);
-  if (x < value_of(f, lo)) return lo - 1;
-  while (lo < hi) {
-    const int64_t middle = (lo >> 1) + (hi >> 1) + ((lo | hi) & 1);  // rounded up, without overflow
-    if (value_of(f, middle) <= x) {
-      lo = middle;
-    } else {
-      hi = middle - 1;
-    }
-  }
-  return lo;
+  const int64_t top = top_of(f);
+  const double size = std::fabs(x);
+  if (!(size <= std::numeric_limits<double>::max())) return x > 0.0 ? top : f.infinite ? -top : -top - 1;
+  int exponent;
+  std::frexp(size, &exponent);
+  const int bias = (1 << (f.exponent - 1)) - 1;
+  int64_t biased = exponent - 1 + bias;
+  if (biased < 1 || size == 0.0) biased = 1;  // subnormal
+  const double places = std::ldexp(size, static_cast<int>(bias + f.mantissa - biased));
+  const int64_t pattern =
+      ((biased - 1) << f.mantissa) + static_cast<int64_t>(x < 0.0 ? std::ceil(places) : std::floor(places));
+  if (x < 0.0) return pattern <= top ? -pattern : f.infinite ? -top : -top - 1;
+  return pattern < top ? pattern : f.infinite ? top - 1 : top;
 }
 
 int64_t rank_above(const Format& f, double x) { return -rank_below(f, -x); }

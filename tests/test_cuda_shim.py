@@ -20,7 +20,7 @@ from layouts import LAYOUTS, Layout, batch, raw
 from parameters import EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 from test_kernels import FAR_BOXES
 
-from torch_fastinit import backend
+from torch_fastinit import _C, backend
 from torch_fastinit.initializers import Constant, Eye, Initializer, Normal, Program, Sparse, TruncatedNormal, Uniform
 from torch_fastinit.ops import Fill, Region, fill
 
@@ -54,7 +54,7 @@ class Shim:
         self.device, self.stream = 0, 0
 
     def fill(self, tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
-        layout = backend._describe(tensors)
+        layout = _C.layouts(tensors, backend.DTYPE_CODES)
         lists = (
             *((ctypes.c_int64 * len(layout))(*layout), ctypes.c_size_t(len(layout))),
             *((ctypes.c_int64 * len(recipe))(*recipe), ctypes.c_size_t(len(recipe))),

@@ -375,22 +375,23 @@ MALFORMED = {
 @pytest.mark.parametrize("batch", MALFORMED.values(), ids=[k.replace(" ", "_") for k in MALFORMED])
 def test_malformed_batch(batch: tuple[list[int], list[int], list[float]]) -> None:
     T.fill_(7.0)
+    layout, recipe, params = batch
     with pytest.raises(ValueError, match="malformed batch"):
-        _C.fill_cpu(*batch, 1)
+        _C.fill_cpu(layout, None, recipe, params, 1)
     assert bool((T == 7.0).all())
 
 
 def test_a_bad_fill_stops_the_whole_batch() -> None:
     T.fill_(7.0)
     with pytest.raises(ValueError, match="malformed batch"):
-        _C.fill_cpu(describe(T) * 2, [*NORMAL_RECIPE, 99, 0, 0, 0, 0, 0], [0.0, 1.0], 1)
+        _C.fill_cpu(describe(T) * 2, None, [*NORMAL_RECIPE, 99, 0, 0, 0, 0, 0], [0.0, 1.0], 1)
     assert bool((T == 7.0).all())
 
 
 @pytest.mark.parametrize("count", [-(2**31), -1, 0])
 def test_no_threads_is_one(count: int) -> None:
     tensor = dirty((6, 4), torch.float32)
-    _C.fill_cpu(describe(tensor), [int(Kind.NORMAL), SEED, STREAM - 2**64, 2, 0, 0], [0.0, 1.0], count)
+    _C.fill_cpu(describe(tensor), None, [int(Kind.NORMAL), SEED, STREAM - 2**64, 2, 0, 0], [0.0, 1.0], count)
     np.testing.assert_array_equal(bits_of(tensor), expected(Normal(), (6, 4), torch.float32))
 
 

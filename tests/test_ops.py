@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_fastinit import init, ops
 from torch_fastinit.initializers import Bits, Constant, Dirac, Eye, Kind, Normal, Sparse, TruncatedNormal, Uniform
@@ -214,3 +217,98 @@ def test_constant_is_what_fill_writes(value: complex) -> None:
         t = torch.empty(5, dtype=dtype)
         ops.fill([Fill(t, Constant(value))])
         assert t.view(torch.uint8).tolist() == torch.empty(5, dtype=dtype).fill_(value).view(torch.uint8).tolist()
+
+
+# A fill of an ordinary tensor that nothing watches goes without the dispatcher. It must not be told apart from the op.
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("kind", ["tensor", "parameter", "expanded", "bfloat16", "own generator"])
+def test_without_the_dispatcher_is_as_with_it(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> tuple[Any, int, torch.Tensor]:
+        t = torch.zeros(6, 5, dtype=torch.bfloat16 if kind == "bfloat16" else torch.float32)
+        if kind == "parameter":
+            t = torch.nn.Parameter(t)
+        elif kind == "expanded":
+            t = torch.zeros(1, 5).expand(6, 5)
+        torch.manual_seed(3)
+        before = t._version
+        try:
+            outcome: Any = MATRICES[name](t) is t
+        except RuntimeError as error:
+            outcome = str(error)
+        return outcome, t._version - before, t.detach().clone()
+
+    direct = []
+    plain = ops.fill_plain
+    monkeypatch.setattr(init, "fill_plain", lambda *args: direct.append(plain(*args)) or direct[-1])
+    ours = run()
+    assert all(direct)
+    monkeypatch.setattr(init, "fill_plain", lambda *args: False)
+    theirs = run()
+    assert ours[:2] == theirs[:2]
+    assert torch.equal(ours[2], theirs[2])
+
+
+class _Seen(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+class _Called(TorchFunctionMode):
+    def __init__(self) -> None:
+        self.functions: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.functions.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+RANDOM = ["uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "kaiming_normal_", "lecun_normal_", "sparse_"]
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_whoever_watches_sees_the_op(name: str) -> None:
+    fill = MATRICES[name]
+    t = torch.zeros(4, 3)
+    with _Seen() as seen:
+        fill(t)
+    assert fill_op in seen.ops
+    with _Called() as called:
+        fill(t)
+    assert fill_op in called.functions or getattr(init, name) in called.functions
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        fill(t)
+    assert "fastinit::fill_" in {event.key for event in profile.key_averages()}
+    graph = make_fx(lambda t: fill(t))(t).graph
+    assert fill_op in {node.target for node in graph.nodes}
+    with pytest.raises(RuntimeError, match="Batching rule not implemented for fastinit::fill_"):
+        torch.func.vmap(fill)(torch.zeros(2, 4, 3))
+
+
+def test_a_subclass_sees_the_op() -> None:
+    seen = []
+
+    class Loud(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    loud = torch.zeros(3).as_subclass(Loud)
+    init.trunc_normal_(loud)
+    assert fill_op in seen
+    assert bool(loud.any())
+
+
+def test_a_lazy_conjugate_is_written_through() -> None:
+    t = torch.zeros(5, dtype=torch.complex64)
+    torch.manual_seed(1)
+    init.normal_(t.conj())
+    torch.manual_seed(1)
+    assert torch.equal(t, init.normal_(torch.empty_like(t)).conj())

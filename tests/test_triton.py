@@ -63,7 +63,7 @@ def triton_fills(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> No
     """Fills of CPU tensors go through the interpreted kernels."""
 
     def run(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
-        interpreted.fill(tensors, _C.lowered(backend._describe(tensors), recipe, params))
+        interpreted.fill(tensors, _C.lowered(tensors, backend.DTYPE_CODES, recipe, params))
 
     monkeypatch.setitem(backend._serving, "cpu", ("interpreted", run))
 
@@ -110,7 +110,7 @@ def test_layouts(layout: Layout, interpreted: ModuleType, monkeypatch: pytest.Mo
     monkeypatch.setitem(
         backend._serving,
         "cpu",
-        ("interpreted", lambda t, r, p: interpreted.fill(t, _C.lowered(backend._describe(t), r, p))),
+        ("interpreted", lambda t, r, p: interpreted.fill(t, _C.lowered(t, backend.DTYPE_CODES, r, p))),
     )
     fill(work)
     for f, a, b in zip(work, ours, theirs, strict=True):

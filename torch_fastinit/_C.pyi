@@ -1,10 +1,22 @@
 from collections.abc import Sequence
 from typing import Any
 
-def fill_cpu(info: Sequence[int], recipe: Sequence[int], params: Sequence[float], threads: int) -> None:
-    """Run a batch of fills on ``threads`` threads, without the GIL."""
+# `tensors` are torch's, with a dictionary from dtypes to codes; or the list that layouts() gives, without one.
 
-def lowered(tensors: Sequence[int], recipe: Sequence[int], params: Sequence[float]) -> list[dict[str, Any]]:
+def layouts(tensors: Sequence[Any], codes: dict[Any, int]) -> list[int]:
+    """Address, dtype code and layout of each tensor; a dtype that has no code is one of so many bytes.
+
+    RuntimeError, as torch raises it, for a tensor whose elements share memory.
+    """
+
+def fill_cpu(
+    tensors: Sequence[Any], codes: dict[Any, int] | None, recipe: Sequence[int], params: Sequence[float], threads: int
+) -> None:
+    """Run a batch of fills on ``threads`` threads; without the GIL, unless it is small."""
+
+def lowered(
+    tensors: Sequence[Any], codes: dict[Any, int] | None, recipe: Sequence[int], params: Sequence[float]
+) -> list[dict[str, Any]]:
     """The fills of a batch, their layouts merged and every constant derived: csrc/fill.h, as dictionaries."""
 
 def has_cuda() -> bool:
@@ -13,7 +25,14 @@ def has_cuda() -> bool:
 def cuda_error() -> str:
     """Why this machine cannot run the CUDA kernels; empty if it can."""
 
-def fill_cuda(tensors: Sequence[int], recipe: Sequence[int], params: Sequence[float], device: int, stream: int) -> None:
+def fill_cuda(
+    tensors: Sequence[Any],
+    codes: dict[Any, int] | None,
+    recipe: Sequence[int],
+    params: Sequence[float],
+    device: int,
+    stream: int,
+) -> None:
     """Enqueue a batch of fills on a CUDA stream; RuntimeError, which names the cause, if CUDA refuses."""
 
 def instruction_set() -> str:

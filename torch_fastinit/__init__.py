@@ -1,12 +1,19 @@
 """Initial values of big PyTorch models, in one pass: a pure function of (seed, name, logical index)."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from torch_fastinit import init
 from torch_fastinit.backend import backends
-from torch_fastinit.deferred import deferred, is_deferred, skip_init
-from torch_fastinit.materializer import materialize
 from torch_fastinit.ops import random_bits_
-from torch_fastinit.planner import plan
 from torch_fastinit.stream import stream_id
+
+if TYPE_CHECKING:
+    from torch_fastinit.context import deferred, is_deferred, skip_init
+    from torch_fastinit.materializer import materialize
+    from torch_fastinit.planner import plan
 
 __all__ = [
     "backends",
@@ -21,3 +28,24 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+#: Names that are imported when they are first asked for, and from where: a fill needs no recorder. None of these
+#: modules has the name of a function here, which importing it would replace.
+_LATER = {
+    "deferred": "context",
+    "is_deferred": "context",
+    "materialize": "materializer",
+    "plan": "planner",
+    "skip_init": "context",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

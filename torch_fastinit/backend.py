@@ -25,7 +25,8 @@ from torch_fastinit import _C
 
 __all__ = ["DEVICES", "DTYPE_CODES", "backends", "run"]
 
-#: dtypes that the kernels write; csrc/fill.h has the same list. A constant goes into any dtype, by its bit pattern.
+#: dtypes that the kernels write; csrc/fill.h has the same list. A constant goes into any dtype, by its bit pattern: the
+#: code of others is the last of fill.h's plus the item size.
 DTYPE_CODES: dict[torch.dtype, int] = {
     torch.float32: 0,
     torch.float64: 1,
@@ -35,19 +36,8 @@ DTYPE_CODES: dict[torch.dtype, int] = {
     torch.float8_e5m2: 5,
     torch.int32: 6,
 }
-#: Any other dtype: only a constant's bit pattern of so many bytes can be written. The code is this plus the item size.
-OPAQUE_CODE = 64
 
 Backend = Callable[[Sequence[torch.Tensor], Sequence[int], Sequence[float]], None]
-
-
-def _describe(tensors: Sequence[torch.Tensor]) -> list[int]:
-    """Address, dtype code and layout of each tensor, as one flat list."""
-    rows: list[int] = []
-    for t in tensors:
-        code = DTYPE_CODES.get(t.dtype, OPAQUE_CODE + t.element_size())
-        rows += (t.data_ptr(), code, t.dim(), *t.shape, *t.stride())
-    return rows
 
 
 # Each backend: how it runs a batch, and why it cannot serve a type of device ("" if it can).
@@ -55,21 +45,21 @@ def _describe(tensors: Sequence[torch.Tensor]) -> list[int]:
 
 def _fill_cpu(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
     """On ``torch.get_num_threads()`` threads, without the GIL."""
-    _C.fill_cpu(_describe(tensors), recipe, params, torch.get_num_threads())
+    _C.fill_cpu(tensors, DTYPE_CODES, recipe, params, torch.get_num_threads())
 
 
 def _fill_cuda(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
     """On the current stream of the tensors' device; returns without waiting."""
     device = tensors[0].device
     stream = torch.cuda.current_stream(device).cuda_stream
-    _C.fill_cuda(_describe(tensors), recipe, params, device.index, stream)
+    _C.fill_cuda(tensors, DTYPE_CODES, recipe, params, device.index, stream)
 
 
 def _fill_triton(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
     """On the current stream of the tensors' device; returns without waiting, once the kernels are compiled."""
     import torch_fastinit.triton_kernels as triton_kernels  # takes its time, so only where it is used
 
-    fills = _C.lowered(_describe(tensors), recipe, params)
+    fills = _C.lowered(tensors, DTYPE_CODES, recipe, params)
     if tensors[0].device.type == "cpu":
         triton_kernels.fill(tensors, fills)
     else:
@@ -150,9 +140,8 @@ def _decide(device: str) -> tuple[str, Backend]:
     raise RuntimeError(f"no backend of torch_fastinit can serve device type {device!r} ({'; '.join(reasons)})")
 
 
-def run(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
-    """Run a batch of fills (see :mod:`torch_fastinit.ops`), all of it on one device."""
-    device = tensors[0].device.type
+def run(device: str, tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
+    """Run a batch of fills (see :mod:`torch_fastinit.ops`), all of it on one device of this type."""
     if device not in _serving:
         _serving[device] = _decide(device)
     _serving[device][1](tensors, recipe, params)

@@ -30,6 +30,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 # Bound here, once: code that puts this module's functions into torch.nn.init must not send these back to this module.
 from torch.nn.init import calculate_gain
@@ -38,7 +39,7 @@ from torch.nn.init import eye_ as _torch_eye_
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torch_fastinit.initializers import Dirac, Eye, Initializer, Normal, Sparse, TruncatedNormal, Uniform
-from torch_fastinit.ops import RANDOM_DTYPES, Fill, fill, fill_one, refuse_inference_update
+from torch_fastinit.ops import RANDOM_DTYPES, Fill, fill, fill_one, fill_plain, refuse_inference_update
 from torch_fastinit.orthogonal import QR_DTYPE, orthogonal
 
 __all__ = [
@@ -78,6 +79,9 @@ def _random_fill(tensor: Tensor, initializer: Initializer, generator: torch.Gene
     """One fill, with the manners of an in-place operation of torch under ``no_grad``."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, not {type(generator).__name__}")
+    if not is_dynamo_compiling() and fill_plain(tensor, initializer, generator):
+        torch._C._increment_version((tensor,))
+        return tensor
     if torch.compiler.is_compiling():  # the compiled graph does the manners itself, if it sees no_grad
         with torch.no_grad():
             fill_one(tensor, initializer, generator)
@@ -107,8 +111,6 @@ def _fixed_fill(tensor: Tensor, initializer: Initializer) -> Tensor:
 
 def _number(value: Any, name: str) -> float:
     """``value`` as torch converts an argument of type float."""
-    if type(value) is float:
-        return value
     if isinstance(value, (str, bytes, bytearray, complex)) or (
         isinstance(value, Tensor) and (value.dim() != 0 or value.requires_grad)
     ):
@@ -118,7 +120,8 @@ def _number(value: Any, name: str) -> float:
 
 def _uniform(tensor: Tensor, a: Any, b: Any, generator: torch.Generator | None) -> Tensor:
     """U(a, b), checked as ``Tensor.uniform_`` checks it."""
-    a, b = _number(a, "a"), _number(b, "b")
+    a = a if type(a) is float else _number(a, "a")
+    b = b if type(b) is float else _number(b, "b")
     largest = _LARGEST.get(tensor.dtype, math.inf)
     if not (-largest <= a <= b <= largest and b - a <= largest) and not tensor.is_meta:
         if not -largest <= a <= largest:
@@ -133,7 +136,8 @@ def _uniform(tensor: Tensor, a: Any, b: Any, generator: torch.Generator | None) 
 
 def _normal(tensor: Tensor, mean: Any, std: Any, generator: torch.Generator | None) -> Tensor:
     """N(mean, std^2), checked as ``Tensor.normal_`` checks it."""
-    mean, std = _number(mean, "mean"), _number(std, "std")
+    mean = mean if type(mean) is float else _number(mean, "mean")
+    std = std if type(std) is float else _number(std, "std")
     if not std >= 0.0:
         raise RuntimeError(f"normal expects std >= 0.0, but found std={std}")
     return _random_fill(tensor, Normal(mean, std), generator)

@@ -1,7 +1,8 @@
-"""What to write into a tensor: one frozen dataclass a distribution, named as in torch and in csrc/distributions.h.
+"""What to write into a tensor: one dataclass a distribution, named as in torch and in csrc/distributions.h.
 
 An initializer says nothing of where (that is :class:`torch_fastinit.ops.Fill`) nor of how (that is a backend). Its
-fields are unrounded Python floats: every derived constant is computed once, on the host, in csrc/lower.cpp.
+fields are unrounded Python floats: every derived constant is computed once, on the host, in csrc/lower.cpp. Initializers
+are values, which nobody changes; they are not ``frozen``, since making a frozen one takes three times as long.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Kind(enum.IntEnum):
     DIRAC = 7
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Initializer:
     """Base class: ``kind`` is the distribution's code, ``params`` its parameters as the kernels receive them."""
 
@@ -57,7 +58,7 @@ class Initializer:
         return ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Bits(Initializer):
     """Raw words of the stream, from word ``offset`` on, into int32."""
 
@@ -70,7 +71,7 @@ class Bits(Initializer):
         return tuple(float((self.offset >> shift) & 0xFFFFFFFF) for shift in (0, 32, 64))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Constant(Initializer):
     """The same value everywhere, converted to the tensor's dtype as ``Tensor.fill_`` does."""
 
@@ -78,7 +79,7 @@ class Constant(Initializer):
     value: complex | float | int | bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Uniform(Initializer):
     """U(a, b) on [a, b)."""
 
@@ -92,7 +93,7 @@ class Uniform(Initializer):
         return (self.a, self.b)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Normal(Initializer):
     """N(mean, std^2)."""
 
@@ -110,7 +111,7 @@ class Normal(Initializer):
         return Normal(self.mean, self.std / math.sqrt(2.0))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class TruncatedNormal(Initializer):
     """N(mean, std^2) conditioned on [a, b]; ``a`` and ``b`` may be infinite."""
 
@@ -126,7 +127,7 @@ class TruncatedNormal(Initializer):
         return (self.mean, self.std, self.a, self.b)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Sparse(Initializer):
     """N(0, std^2) in a matrix, with exactly ``ceil(sparsity * rows)`` zeros in every column (Martens, ICML 2010)."""
 
@@ -140,14 +141,14 @@ class Sparse(Initializer):
         return (self.sparsity, self.std)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Eye(Initializer):
     """The identity matrix."""
 
     kind = Kind.EYE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Dirac(Initializer):
     """The Dirac delta of a 3, 4 or 5-dimensional convolution weight, group by group."""
 
@@ -172,7 +173,7 @@ class Op(enum.IntEnum):
 MAX_STEPS = 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Step:
     """``value op operand``, rounded to ``dtype``; the arithmetic is float64 for float64 and float32 for all others."""
 
@@ -181,7 +182,7 @@ class Step:
     dtype: torch.dtype
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Program(Initializer):
     """``draw`` in ``dtype``, then ``steps`` in order, each with its own rounding: what the operations one by one give.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit.deferred import deferred
+from torch_fastinit.context import deferred
 from torch_fastinit.inplace import swap
 from torch_fastinit.replay import outside
 from torch_fastinit.tensor import Deferred, current_tape, uninitialized

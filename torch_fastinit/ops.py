@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import profiler
+from torch.overrides import has_torch_function_unary
 
 from torch_fastinit.backend import DEVICES, DTYPE_CODES, run
 from torch_fastinit.initializers import Bits, Constant, Initializer, Kind, Normal, Program, Uniform
@@ -40,7 +42,7 @@ _library.define(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Region:
     """The box ``[offsets, offsets + tensor.shape)`` of a logical tensor of shape ``shape``."""
 
@@ -48,7 +50,7 @@ class Region:
     offsets: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fill:
     """Where an initializer's values go: a tensor, the stream that they come from, and the part of it that this is.
 
@@ -94,6 +96,39 @@ def fill(fills: Sequence[Fill]) -> None:
                 params.append(step.operand)
     if tensors:
         _fill_batch_op(tensors, recipe, params)
+
+
+def _key_set(*names: str) -> int:
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
+    for name in names:
+        keys = keys | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
+    return keys.raw_repr()
+
+
+#: What an ordinary tensor in CPU memory is to torch's dispatcher, and what a thread adds to that in which nothing is on.
+_PLAIN_TENSOR = _key_set("CPU", "AutogradCPU", "ADInplaceOrView", "AutocastCPU")
+_PLAIN_THREAD = _key_set("BackendSelect", "ADInplaceOrView")
+_keys_of_tensor = torch._C._dispatch_keys
+_keys_of_thread = torch._C._dispatch_tls_local_include_set
+
+
+def fill_plain(tensor: torch.Tensor, initializer: Initializer, generator: torch.Generator | None) -> bool:
+    """:func:`fill_one` without torch's dispatcher, which would take longer than all the rest of a small fill.
+
+    Does nothing and returns False where the dispatcher has more to do than to call the op's CPU kernel, which is what
+    this calls: for a subclass, another device, a lazy view, an inference tensor, and under a mode, a function
+    transform, a tracer or a profiler.
+    """
+    if (
+        has_torch_function_unary(tensor)
+        or _keys_of_tensor(tensor).raw_repr() != _PLAIN_TENSOR
+        or _keys_of_thread().raw_repr() != _PLAIN_THREAD
+        or profiler._is_profiler_enabled
+        or tensor.dtype not in RANDOM_DTYPES
+    ):
+        return False
+    _fill_one("cpu", tensor, initializer.kind, initializer.params, generator)
+    return True
 
 
 def fill_one(tensor: torch.Tensor, initializer: Initializer, generator: torch.Generator | None = None) -> None:
@@ -202,35 +237,21 @@ def constant_words(value: complex | float | int | bool, dtype: torch.dtype) -> t
     return _constant_words(value, dtype, repr(value))  # repr: 0.0 == -0.0 == False, and nan != nan
 
 
-def _refuse_overlap(tensor: torch.Tensor) -> None:
-    """Raise, as torch does, for a tensor that was expanded: two of its elements would be one place in memory."""
-    if tensor.is_contiguous():
-        return
-    if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-        raise RuntimeError(
-            "unsupported operation: more than one element of the written-to tensor refers to a single memory location "
-            f"(shape {tuple(tensor.shape)}, strides {tensor.stride()}). "
-            "Please clone() the tensor before performing the operation."
-        )
-
-
-def _fill_batch(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
-    for tensor in tensors:
-        _refuse_overlap(tensor)
-    run(tensors, recipe, params)
-
-
+_SPARSE = int(Kind.SPARSE)
 #: An eager fill takes draws 0, 1, ... of stream 0 of its own seed.
 _EAGER_SECOND = _halves(draw_stream(0, 1))
 
 
 def _fill_one(
-    tensor: torch.Tensor, kind: int, params: Sequence[float], *, generator: torch.Generator | None = None
+    device: str,
+    tensor: torch.Tensor,
+    kind: int,
+    params: Sequence[float],
+    generator: torch.Generator | None = None,
 ) -> None:
-    _refuse_overlap(tensor)
-    if kind == Kind.SPARSE:
+    if kind == _SPARSE:
         params = (*params, *_EAGER_SECOND)
-    run((tensor,), (kind, draw_seed(generator), 0, len(params), 0, 0), params)
+    run(device, (tensor,), (kind, draw_seed(generator), 0, len(params), 0, 0), params)
 
 
 def _nothing(*args: object, **kwargs: object) -> None:
@@ -238,11 +259,11 @@ def _nothing(*args: object, **kwargs: object) -> None:
 
 
 for _device in DEVICES:
-    _library.impl("fill_batch_", _fill_batch, _device.upper())
-    _library.impl("fill_", _fill_one, _device.upper())
-torch.library.register_fake("fastinit::fill_batch_", _nothing, lib=_library)
-torch.library.register_fake("fastinit::fill_", _nothing, lib=_library)
+    _library.impl("fill_batch_", functools.partial(run, _device), _device.upper())
+    _library.impl("fill_", functools.partial(_fill_one, _device), _device.upper())
 for _name in ("fill_batch_", "fill_"):
+    # Fake tensors take it too; torch.library.register_fake would go through all loaded modules for where it was called.
+    _library.impl(_name, _nothing, "Meta")
     # A fill has no derivative and leaves the tensor's history alone, as torch's initialisers do under no_grad.
     _library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
