@@ -93,8 +93,7 @@ py::dict describe(const Fill& fill) {
   return out;
 }
 
-// ---- a batch, from Python's objects to ours: by hand, since pybind11's own lists take several times as long
-// ------------
+// ---- a batch, from Python to C++: by hand, since the lists of pybind11 take several times as long -----------------
 
 int64_t number(PyObject* item, int64_t) { return PyLong_AsLongLong(item); }
 double number(PyObject* item, double) { return PyFloat_AsDouble(item); }

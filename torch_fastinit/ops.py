@@ -105,7 +105,7 @@ def _key_set(*names: str) -> int:
     return keys.raw_repr()
 
 
-#: What an ordinary tensor in CPU memory is to torch's dispatcher, and what a thread adds to that in which nothing is on.
+#: What an ordinary tensor in CPU memory is to torch's dispatcher, and what a thread adds to that with no mode on.
 _PLAIN_TENSOR = _key_set("CPU", "AutogradCPU", "ADInplaceOrView", "AutocastCPU")
 _PLAIN_THREAD = _key_set("BackendSelect", "ADInplaceOrView")
 _keys_of_tensor = torch._C._dispatch_keys
