@@ -107,11 +107,20 @@ BUILDERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def is_poisoned() -> bool:
-    """Whether fresh memory holds garbage, as MALLOC_PERTURB_ makes it with the GNU C library."""
+def poison(device: str) -> bool:
+    """Make fresh memory hold garbage, and say whether it does.
+
+    The GNU C library does it for all of a process that was started with MALLOC_PERTURB_=128: 0x7f in every byte. Where
+    that is not so, and on a GPU, torch puts NaN into what it allocates.
+    """
     import torch
 
-    return all(bool((torch.empty(n, dtype=torch.uint8) == 0x7F).all()) for n in (4096, 1 << 26))
+    sizes = (1 << 10, 1 << 24)
+    if device == "cpu" and all(bool((torch.empty(n, dtype=torch.uint8) == 0x7F).all()) for n in sizes):
+        return True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    return all(bool(torch.empty(n, device=device).isnan().all()) for n in sizes)
 
 
 def main() -> None:
@@ -123,6 +132,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--tiny", action="store_true", help="a small model of the same kind")
+    parser.add_argument("--poison", action="store_true", help="fresh memory holds garbage: for a check, not a timing")
     parser.add_argument("--describe", action="store_true", help="also print every tensor's statistics")
     parser.add_argument("--started", type=float, default=FIRST_LINE, help="time.monotonic() of the process's start")
     args = parser.parse_args()
@@ -149,6 +159,7 @@ def main() -> None:
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    poisoned = poison(args.device) if args.poison else None
     torch.manual_seed(args.seed)
     memory = ResidentMemory()
     phases = Phases()
@@ -163,7 +174,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
     }
     if args.describe:
-        result["poisoned"] = is_poisoned()
+        result["poisoned"] = poisoned
         result["tensors"] = describe(model)
     print("\n" + json.dumps(result))
 

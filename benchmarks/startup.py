@@ -75,7 +75,8 @@ def check(
     builds: dict[tuple[str, int], Run] = {}
     for how, seed in [("eager", 1), ("eager", 0), *((how, 0) for how in ways if how != "eager")]:
         advance(f"{model} {dtype}: {how}, check")
-        builds[how, seed] = build(model, how, dtype, [*options, "--describe", "--seed", str(seed)], POISON)
+        checking = [*options, "--poison", "--describe", "--seed", str(seed)]
+        builds[how, seed] = build(model, how, dtype, checking, POISON)
     for seed in (0, 1):
         if "error" in builds["eager", seed]:
             sys.exit(f"{model} {dtype}: eager construction failed: {builds['eager', seed]['error']}")
@@ -100,6 +101,10 @@ def check(
     return checks
 
 
+def after_import(run: Run) -> float:
+    return sum(run["seconds"].values()) - run["seconds"]["import"]
+
+
 def count_kinds(lines: list[str]) -> dict[str, int]:
     """How many tensors have each kind of fault; one may have several."""
     tensors: dict[str, set[str]] = {}
@@ -117,6 +122,7 @@ def compare(
     dtype: str,
     ways: list[str],
     rounds: int,
+    patience: float,
     checked: bool,
     options: list[str],
     advance: Callable[[str], None],
@@ -127,7 +133,8 @@ def compare(
     for i in range(rounds):
         for how in (*ways[i % len(ways) :], *ways[: i % len(ways)]):
             advance(f"{model} {dtype}: {how}, {i + 1} of {rounds}")
-            runs[how].append(build(model, how, dtype, options))
+            if not any("error" in run or after_import(run) > patience for run in runs[how]):
+                runs[how].append(build(model, how, dtype, options))
     results: dict[str, Run] = {}
     for how, measured in runs.items():
         results[how] = {"check": checks.get(how)}
@@ -137,6 +144,7 @@ def compare(
         results[how] |= {
             "seconds": {phase: statistics.median(run["seconds"][phase] for run in measured) for phase in PHASES},
             "total": statistics.median(sum(run["seconds"].values()) for run in measured),
+            "built": statistics.median(map(after_import, measured)),
             "totals": [round(sum(run["seconds"].values()), 4) for run in measured],
             "peak": statistics.median(run["peak"] for run in measured),
             **{key: measured[0][key] for key in ("device peak", "parameters", "bytes", "threads")},
@@ -177,8 +185,8 @@ def markdown(results: dict[str, dict[str, dict[str, Run]]], device: str) -> str:
                 if "error" in eager:
                     cells += ["-", "-"]
                 else:
-                    after = [r["total"] - r["seconds"]["import"] for r in (eager, run)]
-                    cells += [f"{eager['total'] / run['total']:.2f}x", f"{after[0] / after[1]:.1f}x"]
+                    gain = eager["built"] / run["built"]
+                    cells += [f"{eager['total'] / run['total']:.2f}x", f"{gain:.1f}x"]
                 cells += [f"{(own - run['bytes']) / 1e6:.0f}", verdict(how, run)]
                 lines.append("| " + " | ".join([*first, TITLES[how], *cells]) + " |")
                 if run["check"] and run["check"]["wrong"]:
@@ -266,6 +274,12 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16", "float16"], metavar="DTYPE")
     parser.add_argument("--ways", nargs="+", choices=WAYS, metavar="WAY", help=f"default: {', '.join(WAYS)}")
     parser.add_argument("--rounds", type=int, help="the median counts (default: 3)")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=30.0,
+        help="a way that takes so many seconds after the imports has no further round (default: %(default)s)",
+    )
     parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--quick", action="store_true", help="GPT-2 124M in bfloat16, one round, unless told otherwise")
@@ -301,6 +315,7 @@ def main() -> None:
                     dtype,
                     ways,
                     rounds,
+                    args.patience,
                     not args.no_check,
                     options,
                     lambda text: progress.update(task, description=text, advance=1),
@@ -333,6 +348,15 @@ def report(
         f"{markdown(results, args.device)}\n\nMedians of {rounds}, each build in a process of its own, the ways in "
         "turn; import counts from the start of the process.\n"
     )
+    fewer = [
+        f"{MODELS[model].title} {dtype} {TITLES[how]} {len(run['totals'])}"
+        for model, by_dtype in results.items()
+        for dtype, runs in by_dtype.items()
+        for how, run in runs.items()
+        if len(run.get("totals", ())) not in (0, rounds)
+    ]
+    if fewer:
+        text += f"Rounds of those that took longer than {args.patience:g} s: {', '.join(fewer)}.\n"
     if False in poisoned:
         text += "Fresh memory could not be made to hold garbage here: what nobody writes may have looked right.\n"
     text += hardware + "\n"

@@ -292,6 +292,15 @@ def test_startup_checks_what_it_measures(tmp_path: Path) -> None:
     assert "WRONG VALUES" in picture
 
 
+def test_garbage_where_the_c_library_gives_none(tmp_path: Path) -> None:
+    """As on a GPU: torch itself spoils what it allocates, and a buffer that nobody writes shows it."""
+    arguments = ("swin-l", "reset_parameters", "float32", "--tiny", "--poison", "--describe")
+    result = json.loads(run(BENCHMARKS / "build.py", *arguments, cwd=tmp_path).splitlines()[-1])
+    assert result["poisoned"] is True
+    unwritten = [name for name, t in result["tensors"].items() if "mean" in t and not t["finite"]]
+    assert any("relative_position_bias_table" in name for name in unwritten)
+
+
 def test_faults_are_counted_by_kind() -> None:
     from startup import count_kinds
 
@@ -315,6 +324,7 @@ def test_a_way_that_fails_is_a_row_that_says_so() -> None:
     good = {
         "seconds": dict.fromkeys(("import", "construct", "allocate", "fill"), 1.0),
         "total": 4.0,
+        "built": 3.0,
         "peak": 10,
         "bytes": 10,
         "check": None,
@@ -324,6 +334,31 @@ def test_a_way_that_fails_is_a_row_that_says_so() -> None:
     assert "| GPT-2 124M | float32 | torch eager | 1.000 |" in text
     assert "| torch_fastinit | failed |" in text
     assert "failed: NotImplementedError: no" in text
+
+
+def test_the_slow_way_has_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    import startup
+
+    ran: list[str] = []
+
+    def build(model: str, how: str, dtype: str, options: list[str]) -> dict[str, Any]:
+        ran.append(how)
+        seconds = {
+            "import": 100.0,
+            "construct": 1.0,
+            "allocate": 0.0,
+            "fill": 50.0 if how == "eager" else float(len(ran)),
+        }
+        return {"seconds": seconds, **dict.fromkeys(("peak", "device peak", "parameters", "bytes", "threads"), 1)}
+
+    monkeypatch.setattr(startup, "build", build)
+    results = startup.compare("gpt2", "float32", ["eager", "fastinit"], 3, 30.0, False, [], lambda text: None)
+    assert ran == ["eager", "fastinit", "fastinit", "fastinit"]
+    assert results["eager"]["totals"] == [151.0]
+    assert results["fastinit"]["totals"] == [103.0, 104.0, 105.0]
+    assert results["fastinit"]["total"] == 104.0
+    assert results["fastinit"]["built"] == 4.0
+    assert results["fastinit"]["seconds"]["fill"] == 3.0
 
 
 def test_models_have_the_sizes_of_their_names() -> None:
