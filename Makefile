@@ -10,18 +10,19 @@ STAMPS := $(VENV)/.stamps
 
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.h tests/cuda_shim/* tests/emulated/*)
 
-.PHONY: help demo test zoo bench lint format build clean
+.PHONY: help demo test zoo bench startup lint format build clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   build two real models, eagerly and with torch_fastinit; print a table and write demo.png"
-	@echo "make test   the whole test suite, doctests and the documentation's snippets"
-	@echo "make zoo    every transformers architecture of at most 40 million parameters, against eager construction;"
-	@echo "            ARGS='--jobs 2' takes two processes, ARGS=--resume goes on after an interruption"
-	@echo "make bench  speed of every fill against torch, side by side"
-	@echo "make lint   ruff, mypy and clang-format, changing nothing"
-	@echo "make format ruff and clang-format, changing files"
-	@echo "make clean  remove what was built (not .venv)"
+	@echo "make demo    build two real models, eagerly and with torch_fastinit; print a table and write demo.png"
+	@echo "make test    the whole test suite, doctests and the documentation's snippets"
+	@echo "make zoo     every transformers architecture of at most 40 million parameters, against eager construction;"
+	@echo "             ARGS='--jobs 2' takes two processes, ARGS=--resume goes on after an interruption"
+	@echo "make bench   fills and models against torch, side by side: tables, JSON and pictures in build/"
+	@echo "make startup from process start to a ready model, by five ways of building it, checked: the same"
+	@echo "make lint    ruff, mypy and clang-format, changing nothing"
+	@echo "make format  ruff and clang-format, changing files"
+	@echo "make clean   remove what was built (not .venv)"
 
 demo: build
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -33,7 +34,11 @@ zoo: build
 	$(BIN)/python tests/zoo/zoo.py --markdown build/zoo.md $(ARGS)
 
 bench: build
-	$(BIN)/python benchmarks/bench.py --json build/bench.json $(ARGS)
+	$(BIN)/python benchmarks/bench.py --json build/bench.json --markdown build/bench.md --plots build/plots $(ARGS)
+
+startup: build
+	$(BIN)/python benchmarks/startup.py --json build/startup.json --markdown build/startup.md \
+		--picture build/startup.svg $(ARGS)
 
 lint: $(STAMPS)/requirements
 	$(BIN)/ruff check .

@@ -1,21 +1,35 @@
-"""What is measured, and the one way to measure it: used by ``bench.py`` and by ``pytest benchmarks/``."""
+"""What is measured, and the one way to measure it: used by ``bench.py``, ``sweeps.py`` and ``pytest benchmarks/``."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
+import math
+import os
 import platform
+import resource
 import statistics
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import torch_fastinit as fastinit
 from torch_fastinit import _C
 
+sys.path.insert(0, str(Path(__file__).parent))
+from observe import ResidentMemory
+
 Fill = Callable[[torch.Tensor], object]
+
+#: What may be measured beside ``ours``: torch, its stateless generators, and the write roof.
+CONTESTANTS = {"torch": "torch", "torch.func": "torch.func._random", "ours": "fastinit", "zero_": "zero_()"}
 
 
 @dataclass(frozen=True)
@@ -24,12 +38,15 @@ class Case:
 
     name: str
     dtype: torch.dtype
-    theirs: Fill
+    #: None: torch cannot.
+    theirs: Fill | None
     ours: Fill
     #: None: as many elements as the run asks for, in one dimension.
     shape: tuple[int, ...] | None = None
     #: Instruction set to force; None: the one that is in use anyway.
     instruction_set: str | None = None
+    #: Torch takes minutes: it warms up on a part of the tensor, and has one round.
+    slow: bool = False
 
     @property
     def label(self) -> str:
@@ -54,30 +71,160 @@ class Case:
             _C.set_instruction_set(before)
 
 
+# Measuring ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Something that is timed."""
+
+    name: str
+    #: Gets what ``prepare`` returned. What it returns is dropped after the clock has stopped.
+    run: Callable[[Any], object]
+    prepare: Callable[[], Any] = lambda: None
+    #: The discarded run, where ``run`` takes too long to be thrown away.
+    warm_up: Callable[[Any], object] | None = None
+    #: At most so many rounds.
+    rounds: int | None = None
+
+
+@dataclass
+class Measured:
+    """The timed runs of a contestant."""
+
+    seconds: list[float] = field(default_factory=list)
+    #: Peak of resident memory above what was there before, in bytes.
+    peak: int = 0
+    #: First touches of memory in one run, counted by the system.
+    faults: list[int] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def alternate(
+    contestants: Sequence[Contestant],
+    rounds: int = 5,
+    *,
+    patience: float = math.inf,
+    least: float = 0.0,
+    memory: bool = False,
+) -> dict[str, Measured]:
+    """Time the contestants in turn, ``rounds`` times after a discarded one.
+
+    A run that is shorter than ``least`` seconds is repeated until it is not, and its mean counts. A contestant whose
+    rounds would take longer than ``patience`` seconds together gets fewer, but one at least. ``memory``: look at the
+    peak of resident memory too, between the runs.
+    """
+    results = {c.name: Measured() for c in contestants}
+    left, repeats = {}, {}
+    for c in contestants:
+        argument = c.prepare()
+        first = _seconds(c.warm_up or c.run, argument, 1)
+        if first < least:  # a second time, since the first one may have loaded something
+            first = _seconds(c.run, c.prepare(), 1)
+        repeats[c.name] = max(1, math.ceil(least / max(first, 1e-7)))
+        affordable = 1 if first > patience else int(min(rounds, patience / max(first * repeats[c.name], 1e-9)))
+        left[c.name] = max(1, min(affordable, c.rounds or rounds))
+    for _ in range(rounds):
+        for c in contestants:
+            if left[c.name] == 0:
+                continue
+            left[c.name] -= 1
+            argument = c.prepare()
+            watch = ResidentMemory(collect=False) if memory else None
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            results[c.name].seconds.append(_seconds(c.run, argument, repeats[c.name]))
+            results[c.name].faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+            if watch:
+                results[c.name].peak = max(results[c.name].peak, watch.peak())
+    return results
+
+
+def _seconds(run: Callable[[Any], object], argument: Any, repeats: int) -> float:
+    if repeats == 1:
+        start = time.perf_counter()
+        result = run(argument)
+        seconds = time.perf_counter() - start
+        del result
+        return seconds
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run(argument)
+    return (time.perf_counter() - start) / repeats
+
+
+# Cases ----------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def stateless(dtype: torch.dtype, device: str = "cpu") -> tuple[Any, str]:
+    """``torch.func._random``, and an empty string; or None, and why it cannot fill a tensor of this dtype there."""
+    try:
+        module = importlib.import_module("torch.func._random")
+        key = module.key(0, device=device)
+        for name in ("uniform_", "normal_"):
+            getattr(module, name)(key, torch.empty(8, dtype=dtype, device=device))
+    except (ImportError, NotImplementedError, RuntimeError) as error:
+        return None, str(error).split(". ")[0].splitlines()[0]
+    return module, ""
+
+
+def stateless_fill(name: str, dtype: torch.dtype) -> Fill | None:
+    """``torch.func._random``'s fill of this name, where there is one for the CPU."""
+    module, _ = stateless(dtype)
+    if module is None or name not in ("uniform_", "normal_"):
+        return None
+    key = module.key(0)
+    return lambda t: getattr(module, name)(key, t)
+
+
 def sparse(init: object, t: torch.Tensor) -> torch.Tensor:
     return init.sparse_(t, sparsity=0.9, std=0.01)
 
 
-def cases(sparse_side: int = 4096) -> list[Case]:
-    """Every case: wide and narrow dtypes, the slow distributions, then each instruction set of this machine."""
+def cases(side: int = 4096, tail: int = 1 << 20) -> list[Case]:
+    """Every case: wide and narrow dtypes, the slow distributions, then each instruction set of this machine.
+
+    ``side``: of the matrices, where a shape is given. ``tail``: elements of the far truncated normal, which takes torch
+    minutes for a mebielement.
+    """
     torch_init, ours = torch.nn.init, fastinit.init
     uniform = ("uniform_", torch_init.uniform_, ours.uniform_)
     normal = ("normal_", torch_init.normal_, ours.normal_)
     rows = [
         Case(name, dtype, theirs, our)
-        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
         for name, theirs, our in (uniform, normal)
     ]
+    rows += [
+        Case(name, dtype, None, our)  # torch has no random fill of these
+        for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+        for name, _, our in (uniform, normal)
+    ]
     rows.append(Case("trunc_normal_", torch.float32, torch_init.trunc_normal_, ours.trunc_normal_))
+    rows.append(
+        Case(
+            "trunc_normal_ [4, 8]",
+            torch.float32,
+            lambda t: far_tail(torch_init, t),
+            lambda t: far_tail(ours, t),
+            shape=(tail,),
+            slow=True,
+        )
+    )
     rows.append(
         Case(
             "sparse_ 0.9",
             torch.float32,
             lambda t: sparse(torch_init, t),
             lambda t: sparse(ours, t),
-            shape=(sparse_side, sparse_side),
+            shape=(side, side),
         )
     )
+    rows.append(Case("eye_", torch.float32, torch_init.eye_, ours.eye_, shape=(side, side)))
+    rows.append(Case("ones_", torch.float32, torch_init.ones_, ours.ones_))
     rows += [
         Case(name, torch.float32, theirs, our, instruction_set=isa)
         for isa in _C.instruction_sets()[1:]
@@ -86,20 +233,31 @@ def cases(sparse_side: int = 4096) -> list[Case]:
     return rows
 
 
+def far_tail(init: Any, t: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():  # "mean is more than 2 std from [a, b]": so it is
+        warnings.simplefilter("ignore")
+        return init.trunc_normal_(t, a=4.0, b=8.0)
+
+
 @dataclass
 class Result:
-    """Seconds of every round, and what follows from their medians."""
+    """What every contestant took for a case, and what follows from the medians."""
 
     case: Case
     bytes: int
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-
-    def gigabytes(self, who: str) -> float:
-        return self.bytes / statistics.median(self.seconds[who]) / 1e9
+    measured: dict[str, Measured]
 
     @property
-    def speedup(self) -> float:
-        return self.gigabytes("ours") / self.gigabytes("torch")
+    def seconds(self) -> dict[str, list[float]]:
+        return {who: m.seconds for who, m in self.measured.items()}
+
+    def gigabytes(self, who: str) -> float | None:
+        return self.bytes / self.measured[who].median / 1e9 if who in self.measured else None
+
+    @property
+    def speedup(self) -> float | None:
+        theirs = self.gigabytes("torch")
+        return None if theirs is None else self.gigabytes("ours") / theirs
 
     @property
     def share_of_roof(self) -> float:
@@ -108,28 +266,45 @@ class Result:
     def as_dict(self) -> dict[str, object]:
         return {
             "case": self.case.label,
+            "name": self.case.name,
+            "dtype": str(self.case.dtype).removeprefix("torch."),
+            "instruction set": self.case.instruction_set,
             "bytes": self.bytes,
-            "seconds": self.seconds,
+            "seconds": {who: [round(s, 9) for s in seconds] for who, seconds in self.seconds.items()},
             "speedup": self.speedup,
             "share_of_roof": self.share_of_roof,
             "GB/s": {who: self.gigabytes(who) for who in self.seconds},
+            "peak": {who: m.peak for who, m in self.measured.items()},
         }
 
 
-def measure(case: Case, elements: int, rounds: int = 5) -> Result:
-    """Torch, ours and ``zero_()`` (the write roof) in turn on one tensor, ``rounds`` times after a discarded one."""
+def contestants(case: Case, t: torch.Tensor) -> list[Contestant]:
+    """Torch's fill, torch.func's, ours, and ``zero_()`` (the write roof), on one tensor."""
+    fills: list[tuple[str, Fill | None]] = [
+        ("torch", case.theirs),
+        ("torch.func", stateless_fill(case.name, case.dtype)),
+        ("ours", case.ours),
+        ("zero_", torch.Tensor.zero_),
+    ]
+    part = t[: max(1, t.numel() // 1024)] if case.slow else None
+    return [
+        Contestant(
+            who,
+            lambda _, fill=fill: fill(t),
+            warm_up=(lambda _, fill=fill: fill(part)) if case.slow and who == "torch" else None,
+            rounds=1 if case.slow and who == "torch" else None,
+        )
+        for who, fill in fills
+        if fill
+    ]
+
+
+def measure(case: Case, elements: int, rounds: int = 5, patience: float = math.inf, memory: bool = False) -> Result:
+    """All contestants in turn on one tensor."""
     t = case.tensor(elements)
-    fills: Sequence[tuple[str, Fill]] = (("torch", case.theirs), ("ours", case.ours), ("zero_", torch.Tensor.zero_))
-    result = Result(case, t.nbytes, {who: [] for who, _ in fills})
     with case.forced():
-        for i in range(1 + rounds):
-            for who, fill in fills:
-                start = time.perf_counter()
-                fill(t)
-                seconds = time.perf_counter() - start
-                if i > 0:
-                    result.seconds[who].append(seconds)
-    return result
+        measured = alternate(contestants(case, t), rounds, patience=patience, memory=memory)
+    return Result(case, t.nbytes, measured)
 
 
 def environment() -> dict[str, str]:
@@ -146,4 +321,5 @@ def environment() -> dict[str, str]:
         "instruction set": _C.instruction_set(),
         "threads": str(torch.get_num_threads()),
         "system": f"{platform.system()} {platform.machine()}",
+        "load average": f"{os.getloadavg()[0]:.1f}",
     }

@@ -23,10 +23,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parent))
-from _check import differences
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+from agreement import differences  # noqa: E402
 
 TITLES = {"gpt2": "GPT-2, float32", "llama": "Llama shape, bfloat16"}
+DTYPES = {"gpt2": "float32", "llama": "bfloat16"}
 WAYS = ("eager", "fastinit")
 
 #: Memory that torch_fastinit may take beyond the model itself, in bytes.
@@ -35,12 +37,18 @@ MEMORY_ALLOWANCE = 100e6
 
 def measure(model: str, how: str, seed: int, *, tiny: bool, describe: bool) -> dict[str, Any]:
     """One build in a process of its own."""
-    command = [sys.executable, str(Path(__file__).parent / "_measure.py"), model, how, "--seed", str(seed)]
+    way = "from_config" if how == "eager" else how
+    command = [sys.executable, str(BENCHMARKS / "build.py"), model, way, DTYPES[model], "--seed", str(seed)]
     command += ["--tiny"] * tiny + ["--describe"] * describe
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return json.loads(done.stdout)
+    run = json.loads(done.stdout.splitlines()[-1])
+    seconds = run.pop("seconds")
+    keys = ("peak", "parameters", "bytes", "threads", *(["tensors"] * describe))
+    return {"construct": seconds["construct"] + seconds["allocate"], "fill": seconds["fill"]} | {
+        k: run[k] for k in keys
+    }
 
 
 def compare(

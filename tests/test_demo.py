@@ -12,23 +12,23 @@ from typing import Any
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def demo() -> Any:
-    """The functions of the demo's two helper files."""
-    sys.path.insert(0, str(EXAMPLES))
+    """What the demo measures and checks with."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
-        import _check
-        import _measure
+        import agreement
+        import observe
     finally:
-        sys.path.remove(str(EXAMPLES))
+        sys.path.remove(str(ROOT / "benchmarks"))
 
     class Demo:
-        describe = staticmethod(_measure.describe)
-        differences = staticmethod(_check.differences)
-        memory = _measure.ResidentMemory
+        describe = staticmethod(observe.describe)
+        differences = staticmethod(agreement.differences)
+        memory = observe.ResidentMemory
 
     return Demo
 
@@ -42,7 +42,7 @@ def build(seed: int) -> torch.nn.Module:
 
 
 def test_demo_runs_and_finds_the_models_equal(tmp_path: Path) -> None:
-    command = [sys.executable, EXAMPLES / "demo.py", "--quick", "--model", "gpt2", "--json", "medians.json"]
+    command = [sys.executable, ROOT / "examples" / "demo.py", "--quick", "--model", "gpt2", "--json", "medians.json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "speed-up" in done.stdout

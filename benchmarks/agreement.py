@@ -1,4 +1,4 @@
-"""Holds a model from torch_fastinit to the same model from torch, by the descriptions that ``_measure.py`` prints."""
+"""Holds a model to the same model as torch builds it, by the descriptions that ``observe.describe`` makes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Tensors = dict[str, dict[str, Any]]
 SIGMAS = 6.0
 
 #: What must be equal between two builds, whatever the seed.
-STRUCTURE = ("shape", "stride", "dtype", "requires_grad", "is_parameter", "tied_to")
+STRUCTURE = ("shape", "stride", "dtype", "device", "requires_grad", "is_parameter", "tied_to")
 
 
 def differences(eager: Tensors, other_eager: Tensors, ours: Tensors) -> Iterator[str]:

@@ -1,0 +1,377 @@
+"""From the start of a process to a model that is ready, by five ways of building it.
+
+    make startup
+    make startup ARGS="--quick"
+    make startup ARGS="--models gpt2 swin-l --dtypes bfloat16 --rounds 5"
+
+Every build has a process of its own. First each way is checked: its model against two eager ones, in memory that is
+made to hold garbage beforehand. Then the ways take turns, in another order each round, and the medians count.
+docs/benchmarks.md says what the columns mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from agreement import differences
+from models import MODELS, STARTUP
+
+from build import WAYS
+
+TITLES = {
+    "eager": "torch eager",
+    "from_config": "transformers from_config",
+    "reset_parameters": "meta, to_empty, reset_parameters",
+    "init_weights": "meta, to_empty, init_weights",
+    "fastinit": "torch_fastinit",
+}
+PHASES = ("import", "construct", "allocate", "fill")
+#: Okabe and Ito's colours, which those who confuse red and green can tell apart too.
+COLOURS = {"import": "#bbbbbb", "construct": "#56b4e9", "allocate": "#009e73", "fill": "#e69f00"}
+
+#: Fresh memory of the GNU C library then holds 0x7f in every byte: 3.4e38 as float32 and as bfloat16.
+POISON = {"MALLOC_PERTURB_": "128"}
+#: So many of a model's wrong tensors are written down; all are counted, by what is wrong with them.
+SHOWN = 5
+KINDS = {
+    "tied_to is": "ties broken or made",
+    "not the bits of eager": "not eager's bits where eager has the same under every seed",
+    "mean is": "another distribution",
+    "std is": "another distribution",
+    "is constant": "constant where eager is random",
+    "has infinities": "infinities or NaN",
+}
+
+Run = dict[str, Any]
+
+
+def build(model: str, how: str, dtype: str, options: list[str], environment: dict[str, str] | None = None) -> Run:
+    """One build in a process of its own."""
+    command = [sys.executable, str(Path(__file__).parent / "build.py"), model, how, dtype, *options]
+    command += ["--started", repr(time.monotonic())]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}))
+    if done.returncode != 0:
+        return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check(
+    model: str, dtype: str, ways: list[str], options: list[str], advance: Callable[[str], None]
+) -> dict[str, Run]:
+    """What is wrong with each way's model; nothing is timed here."""
+    builds: dict[tuple[str, int], Run] = {}
+    for how, seed in [("eager", 1), ("eager", 0), *((how, 0) for how in ways if how != "eager")]:
+        advance(f"{model} {dtype}: {how}, check")
+        checking = [*options, "--poison", "--describe", "--seed", str(seed)]
+        builds[how, seed] = build(model, how, dtype, checking, POISON)
+    for seed in (0, 1):
+        if "error" in builds["eager", seed]:
+            sys.exit(f"{model} {dtype}: eager construction failed: {builds['eager', seed]['error']}")
+    eager, other = builds["eager", 0]["tensors"], builds["eager", 1]["tensors"]
+    checks = {}
+    for how in ways:
+        run = builds[how, 0]
+        if "error" in run:
+            checks[how] = {"wrong": [run["error"]], "wrong tensors": len(eager), "kinds": {}, "poisoned": None}
+            continue
+        # The reference's own values are held to its second build.
+        lines = sorted(differences(eager, other, other if how == "eager" else run["tensors"]))
+        names = {line.split(": ")[0] for line in lines}
+        checks[how] = {
+            "wrong": lines[:SHOWN],
+            "wrong tensors": len(names),
+            "kinds": count_kinds(lines),
+            "poisoned": run["poisoned"],
+        }
+    for result in checks.values():
+        result["tensors"] = len(eager)
+    return checks
+
+
+def after_import(run: Run) -> float:
+    return sum(run["seconds"].values()) - run["seconds"]["import"]
+
+
+def count_kinds(lines: list[str]) -> dict[str, int]:
+    """How many tensors have each kind of fault; one may have several."""
+    tensors: dict[str, set[str]] = {}
+    for line in lines:
+        name, _, message = line.partition(": ")
+        kind = next(
+            (kind for start, kind in KINDS.items() if message.startswith(start)), "another shape, dtype or name"
+        )
+        tensors.setdefault(kind, set()).add(name)
+    return {kind: len(names) for kind, names in sorted(tensors.items())}
+
+
+def compare(
+    model: str,
+    dtype: str,
+    ways: list[str],
+    rounds: int,
+    patience: float,
+    checked: bool,
+    options: list[str],
+    advance: Callable[[str], None],
+) -> dict[str, Run]:
+    """Every way's medians and what its check found."""
+    runs: dict[str, list[Run]] = {how: [] for how in ways}
+    checks = check(model, dtype, ways, options, advance) if checked else {}
+    for i in range(rounds):
+        for how in (*ways[i % len(ways) :], *ways[: i % len(ways)]):
+            advance(f"{model} {dtype}: {how}, {i + 1} of {rounds}")
+            if not any("error" in run or after_import(run) > patience for run in runs[how]):
+                runs[how].append(build(model, how, dtype, options))
+    results: dict[str, Run] = {}
+    for how, measured in runs.items():
+        results[how] = {"check": checks.get(how)}
+        if failed := [run["error"] for run in measured if "error" in run]:
+            results[how]["error"] = failed[0]
+            continue
+        results[how] |= {
+            "seconds": {phase: statistics.median(run["seconds"][phase] for run in measured) for phase in PHASES},
+            "total": statistics.median(sum(run["seconds"].values()) for run in measured),
+            "built": statistics.median(map(after_import, measured)),
+            "totals": [round(sum(run["seconds"].values()), 4) for run in measured],
+            "peak": statistics.median(run["peak"] for run in measured),
+            **{key: measured[0][key] for key in ("device peak", "parameters", "bytes", "threads")},
+        }
+    return results
+
+
+def verdict(how: str, run: Run) -> str:
+    """What the check found, in a few words."""
+    found = run["check"]
+    if found is None:
+        return "not checked"
+    if how == "eager" and not found["wrong tensors"]:
+        return "the reference"
+    if not found["wrong tensors"]:
+        return "as eager"
+    return f"**wrong**: {found['wrong tensors']} of {found['tensors']} tensors"
+
+
+def markdown(results: dict[str, dict[str, dict[str, Run]]], device: str) -> str:
+    """A table, and under it what the checks found."""
+    columns = ["model", "dtype", "how", *(f"{phase} (s)" for phase in PHASES), "total (s)"]
+    columns += ["speed-up", "without import", "peak beyond the model (MB)", "check"]
+    lines = ["| " + " | ".join(columns) + " |", "|---|---|---" + "|---:" * (len(columns) - 4) + "|---|"]
+    wrong = []
+    for model, by_dtype in results.items():
+        for dtype, runs in by_dtype.items():
+            eager = runs["eager"]
+            for i, (how, run) in enumerate(runs.items()):
+                first = (MODELS[model].title, dtype) if i == 0 else ("", "")
+                if "error" in run:
+                    lines.append("| " + " | ".join([*first, TITLES[how], "failed"]) + " |" * (len(columns) - 3))
+                    wrong.append(f"- {MODELS[model].title}, {dtype}, {TITLES[how]}: failed: {run['error']}")
+                    continue
+                seconds = run["seconds"]
+                own = run["peak"] if device == "cpu" else run["device peak"]
+                cells = [f"{seconds[phase]:.3f}" for phase in PHASES] + [f"{run['total']:.2f}"]
+                if "error" in eager:
+                    cells += ["-", "-"]
+                else:
+                    gain = eager["built"] / run["built"]
+                    cells += [f"{eager['total'] / run['total']:.2f}x", f"{gain:.1f}x"]
+                cells += [f"{(own - run['bytes']) / 1e6:.0f}", verdict(how, run)]
+                lines.append("| " + " | ".join([*first, TITLES[how], *cells]) + " |")
+                if run["check"] and run["check"]["wrong"]:
+                    found = run["check"]
+                    kinds = ", ".join(f"{count} {kind}" for kind, count in found["kinds"].items())
+                    wrong.append(
+                        f"- {MODELS[model].title}, {dtype}, {TITLES[how]}: {found['wrong tensors']} tensors ({kinds}), "
+                        f"such as `{found['wrong'][0]}`"
+                    )
+    text = "\n".join(lines)
+    if wrong:
+        text += "\n\nWhat the checks found:\n\n" + "\n".join(wrong)
+    return text
+
+
+def draw(results: dict[str, dict[str, dict[str, Run]]], about: str, path: Path) -> None:
+    """A row a model, a column a dtype, a bar a way, split by phase."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
+
+    dtypes = list(next(iter(results.values())))
+    figure, axes = plt.subplots(
+        len(results),
+        len(dtypes),
+        figsize=(1.5 + 6.5 * len(dtypes), 1.2 + 1.75 * len(results)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, (model, by_dtype) in zip(axes, results.items(), strict=True):
+        for axis, (dtype, runs) in zip(row, by_dtype.items(), strict=True):
+            measured = {how: run for how, run in runs.items() if "error" not in run}
+            longest = max((run["total"] for run in measured.values()), default=1.0)
+            for y, (how, run) in enumerate(measured.items()):
+                wrong = is_wrong(run)
+                left = 0.0
+                for phase in PHASES:
+                    seconds = run["seconds"][phase]
+                    axis.barh(
+                        y,
+                        seconds,
+                        left=left,
+                        color=COLOURS[phase],
+                        hatch="///" if wrong else None,
+                        edgecolor="black" if wrong else COLOURS[phase],
+                        linewidth=0.3,
+                    )
+                    left += seconds
+                note = f" {run['total']:.1f} s" + ("  WRONG VALUES" if wrong else "")
+                axis.text(left, y, note, va="center", fontsize=8, weight="bold" if how == "fastinit" else "normal")
+            axis.set_yticks(range(len(measured)), [TITLES[how] for how in measured], fontsize=8)
+            axis.set(title=f"{MODELS[model].title}, {dtype}", xlim=(0, longest * 1.35))
+            axis.set_ylabel("how it is built", fontsize=8)
+            axis.set_xlabel("seconds from the start of the process", fontsize=8)
+            axis.tick_params(axis="x", labelsize=8)
+            axis.invert_yaxis()
+            axis.spines[["top", "right"]].set_visible(False)
+    keys = [Patch(color=COLOURS[phase], label=phase) for phase in PHASES]
+    if any(is_wrong(run) for how in WAYS for run in every_run(results, how)):
+        keys.append(Patch(facecolor="white", edgecolor="black", hatch="///", label="wrong values, by the check"))
+    figure.suptitle(f"From process start to a ready model\n{about}", fontsize=10)
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def about() -> dict[str, str]:
+    """Versions and hardware, asked of a process of its own: this one imports no torch."""
+    code = (
+        "import json, cases, transformers; "
+        "print(json.dumps(cases.environment() | {'transformers': transformers.__version__}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(STARTUP), metavar="MODEL")
+    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16", "float16"], metavar="DTYPE")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, metavar="WAY", help=f"default: {', '.join(WAYS)}")
+    parser.add_argument("--rounds", type=int, help="the median counts (default: 3)")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=30.0,
+        help="a way that takes so many seconds after the imports has no further round (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument("--quick", action="store_true", help="GPT-2 124M in bfloat16, one round, unless told otherwise")
+    parser.add_argument("--tiny", action="store_true", help="small models of the same kinds: a test, not a measurement")
+    parser.add_argument("--no-check", action="store_true", help="do not look at the values")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--markdown", type=Path, help="write the table to this file")
+    parser.add_argument("--picture", type=Path, help="draw the bars to this file: svg, png")
+    args = parser.parse_args()
+    if args.quick and args.models == list(STARTUP):
+        args.models = ["gpt2"]
+    dtypes = args.dtypes or (["bfloat16"] if args.quick else ["float32", "bfloat16"])
+    rounds = args.rounds or (1 if args.quick else 3)
+    ways = [how for how in WAYS if how in (args.ways or WAYS) or how == "eager"]  # eager is what the rest is held to
+    options = ["--device", args.device] + ["--tiny"] * args.tiny
+    options += ["--threads", str(args.threads)] if args.threads else []
+
+    environment = about() | ({"device": args.device} if args.device != "cpu" else {})
+    if args.threads:
+        environment["threads"] = str(args.threads)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<48}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    results: dict[str, dict[str, dict[str, Run]]] = {}
+    text = ""
+    with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as progress:
+        builds = len(args.models) * len(dtypes) * (rounds * len(ways) + (not args.no_check) * (1 + len(ways)))
+        task = progress.add_task("", total=builds, completed=-1)
+        for model in args.models:
+            results[model] = {}
+            for dtype in dtypes:
+                results[model][dtype] = compare(
+                    model,
+                    dtype,
+                    ways,
+                    rounds,
+                    args.patience,
+                    not args.no_check,
+                    options,
+                    lambda text: progress.update(task, description=text, advance=1),
+                )
+            # After every model: a run that is broken off leaves what it has.
+            text = report(results, environment, rounds, args)
+        progress.update(task, advance=1)
+    print(text, end="")
+    if any(is_wrong(run) for run in every_run(results, "fastinit")):
+        sys.exit("torch_fastinit's models differ from torch's: see the table")
+
+
+def is_wrong(run: Run) -> bool:
+    return bool(run["check"] and run["check"]["wrong tensors"])
+
+
+def every_run(results: dict[str, dict[str, dict[str, Run]]], how: str) -> list[Run]:
+    return [runs[how] for by_dtype in results.values() for runs in by_dtype.values() if how in runs]
+
+
+def report(
+    results: dict[str, dict[str, dict[str, Run]]], environment: dict[str, str], rounds: int, args: argparse.Namespace
+) -> str:
+    """The text; all files are written on the way."""
+    hardware = ", ".join(f"{key} {value}" for key, value in environment.items())
+    poisoned = {
+        (run["check"] or {}).get("poisoned") for how in WAYS for run in every_run(results, how)
+    }  # None: not checked, or failed
+    text = (
+        f"{markdown(results, args.device)}\n\nMedians of {rounds}, each build in a process of its own, the ways in "
+        "turn; import counts from the start of the process.\n"
+    )
+    fewer = [
+        f"{MODELS[model].title} {dtype} {TITLES[how]} {len(run['totals'])}"
+        for model, by_dtype in results.items()
+        for dtype, runs in by_dtype.items()
+        for how, run in runs.items()
+        if len(run.get("totals", ())) not in (0, rounds)
+    ]
+    if fewer:
+        text += f"Rounds of those that took longer than {args.patience:g} s: {', '.join(fewer)}.\n"
+    if False in poisoned:
+        text += "Fresh memory could not be made to hold garbage here: what nobody writes may have looked right.\n"
+    text += hardware + "\n"
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        content = {"environment": environment, "device": args.device, "rounds": rounds, "models": results}
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
+    if args.markdown:
+        args.markdown.parent.mkdir(parents=True, exist_ok=True)
+        args.markdown.write_text(text)
+    if args.picture:
+        keys = ("cpu", "threads", "torch", "transformers", "device")
+        draw(results, ", ".join(f"{k} {environment[k]}" for k in keys if k in environment), args.picture)
+    return text
+
+
+if __name__ == "__main__":
+    main()
