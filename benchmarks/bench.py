@@ -47,13 +47,18 @@ def number(value: float | None, form: str = ".2f", unit: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{unit}"
 
 
+def speed(value: float | None) -> str:
+    """GB/s with two digits that mean something, however slow."""
+    return number(value, ".2f" if value is None or value >= 0.1 else ".2g")
+
+
 def fills_text(results: list[Result], elements: int, rounds: int) -> str:
     who = [w for w in CONTESTANTS if any(w in r.measured for r in results)]
     memory = [w for w in ("torch", "ours") if w in who]
     heading = ("fill", *(f"{CONTESTANTS[w]} GB/s" for w in who), "share of zero_()", "speed-up")
     rows = [(*heading, *(f"{CONTESTANTS[w]} peak MB" for w in memory))]
     for r in results:
-        speeds = (number(r.gigabytes(w)) for w in who)
+        speeds = (speed(r.gigabytes(w)) for w in who)
         peaks = (number(r.measured[w].peak / 1e6 if w in r.measured else None, ".0f") for w in memory)
         rows.append((r.case.label, *speeds, number(r.share_of_roof), number(r.speedup, ".1f", "x"), *peaks))
     fewer = {r.case.label: len(m) for r in results if len(m := r.seconds.get("torch", ())) not in (0, rounds)}
@@ -72,9 +77,9 @@ def sizes_text(rows: list[dict[str, Any]]) -> str:
         who = [w for w in CONTESTANTS if any(w in p["seconds"] for p in row["points"])]
         lines = [("elements", *(CONTESTANTS[w] for w in who), "speed-up", "time over floor")]
         for p in row["points"]:
-            speed = {w: p["bytes"] / s / 1e9 for w, s in p["seconds"].items()}
-            gain = speed["ours"] / speed["torch"] if "torch" in speed else None
-            cells = (number(speed.get(w), ".3g") for w in who)
+            speeds = {w: p["bytes"] / s / 1e9 for w, s in p["seconds"].items()}
+            gain = speeds["ours"] / speeds["torch"] if "torch" in speeds else None
+            cells = (number(speeds.get(w), ".3g") for w in who)
             lines.append((f"{p['elements']:,}", *cells, number(gain, ".1f", "x"), number(p["over floor"])))
         parts.append(f"### {row['case']}\n\n{table(lines)}")
     parts.append(
@@ -97,7 +102,7 @@ def threads_text(rows: list[dict[str, Any]]) -> str:
     counts = list(rows[0]["gain"])
     lines = [("normal fill", *(f"{CONTESTANTS[w]} {n}" for w in rows[0]["seconds"] for n in counts), "gain")]
     for row in rows:
-        speeds = (number(row["bytes"] / s / 1e9) for by in row["seconds"].values() for s in by.values())
+        speeds = (speed(row["bytes"] / s / 1e9) for by in row["seconds"].values() for s in by.values())
         lines.append((row["what"], *speeds, f"{row['gain'][counts[-1]]:.2f}x"))
     return (
         f"## Speed by the number of threads, GB/s\n\n{table(lines)}\n\nGain: of fastinit, {counts[-1]} threads against "

@@ -348,6 +348,8 @@ def report(
         f"{markdown(results, args.device)}\n\nMedians of {rounds}, each build in a process of its own, the ways in "
         "turn; import counts from the start of the process.\n"
     )
+    if args.tiny:
+        text += "Small models of these kinds: a test, no measurement.\n"
     fewer = [
         f"{MODELS[model].title} {dtype} {TITLES[how]} {len(run['totals'])}"
         for model, by_dtype in results.items()
@@ -369,7 +371,8 @@ def report(
         args.markdown.write_text(text)
     if args.picture:
         keys = ("cpu", "threads", "torch", "transformers", "device")
-        draw(results, ", ".join(f"{k} {environment[k]}" for k in keys if k in environment), args.picture)
+        hardware = ", ".join(f"{k} {environment[k]}" for k in keys if k in environment)
+        draw(results, hardware + ", small models: no measurement" * args.tiny, args.picture)
     return text
 
 

@@ -128,6 +128,12 @@ def test_ours_and_theirs_have_one_distribution() -> None:
     assert alone == {"torch.float8_e4m3fn", "torch.float8_e5m2"}
 
 
+def test_slow_speeds_keep_their_digits() -> None:
+    from bench import speed
+
+    assert [speed(v) for v in (None, 12.345, 0.123, 0.00012345)] == ["-", "12.35", "0.12", "0.00012"]
+
+
 # The one way to measure -----------------------------------------------------------------------------------------------
 
 
