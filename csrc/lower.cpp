@@ -113,8 +113,27 @@ double value_of(const Format& f, int64_t rank) {
   return place_of(f, rank);
 }
 
-// The rank of the largest value <= x, by bisection over the ranks.
+// The rank of a value from its pattern, whose sign is the bit above `f`'s others.
+int64_t rank_of(const Format& f, uint64_t pattern) {
+  const uint64_t sign = uint64_t{1} << (f.exponent + f.mantissa);
+  const int64_t magnitude = static_cast<int64_t>(pattern & (sign - 1));
+  return (pattern & sign) ? -magnitude : magnitude;
+}
+
+// The rank of the largest value <= x: from the bits where the processor has the format, else by bisection over the
+// ranks.
 int64_t rank_below(const Format& f, double x) {
+  if (f.mantissa == 52 && x == x) {
+    uint64_t pattern;
+    std::memcpy(&pattern, &x, 8);
+    return rank_of(f, pattern);
+  }
+  if (f.mantissa == 23 && x == x) {
+    const float near = static_cast<float>(x);
+    uint32_t pattern;
+    std::memcpy(&pattern, &near, 4);
+    return rank_of(f, pattern) - (static_cast<double>(near) > x);
+  }
   int64_t lo = -top_of(f), hi = top_of(f);
   if (x < value_of(f, lo)) return lo - 1;
   while (lo < hi) {
@@ -394,6 +413,7 @@ std::vector<Fill> lower(const std::vector<int64_t>& tensors, const std::vector<i
                         const std::vector<double>& params) {
   const DefaultFloatingPoint guard;  // constants, too, have subnormals
   std::vector<Fill> fills;
+  fills.reserve(recipe.size() / 5);  // a tensor takes five numbers or more
   Reader<int64_t> layout(tensors), how(recipe);
   Reader<double> numbers(params);
   for (int32_t tensor = 0; !layout.done(); ++tensor) {
