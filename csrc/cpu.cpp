@@ -55,13 +55,15 @@ struct Piece {
   int64_t begin, end;
 };
 
-constexpr int64_t kPieceElements = 1 << 18;
+// Small enough that two threads share a tensor of a few hundred thousand elements; the speed does not depend on it.
+constexpr int64_t kPieceElements = 1 << 16;
 constexpr int64_t kColumns = 128;
 // Below this many elements a batch is not worth a thread of its own (starting one costs tens of microseconds).
 constexpr int64_t kThreadElements = 1 << 16;
 
 std::vector<Piece> pieces(const std::vector<Fill>& fills, int threads) {
   std::vector<Piece> all;
+  all.reserve(fills.size());
   for (const Fill& fill : fills) {
     const int64_t n = fill.numel();
     // A sparse fill is cut by columns, each of which is a scan.

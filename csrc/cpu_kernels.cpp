@@ -13,16 +13,16 @@ constexpr int kTile = 4 * kLanes;
 FASTINIT_FN U order_of(int bytes) { return bytes == 4 ? order32() : bytes == 2 ? order16() : order8(); }
 
 // One tile's elements in order, in the destination's format.
-template <class D, bool stream = false>
+template <class D>
 FASTINIT_FN void store(void* to, const U e[4]) {
   if constexpr (D::kBytes == 4) {
-    store32<stream>(to, e);
+    store32(to, e);
   } else if constexpr (D::kBytes == 2) {
     const U n[4] = {D::round(e[0]), D::round(e[1]), D::round(e[2]), D::round(e[3])};
-    store16<stream>(to, bit_or(n[0], shl<16>(n[1])), bit_or(n[2], shl<16>(n[3])));
+    store16(to, bit_or(n[0], shl<16>(n[1])), bit_or(n[2], shl<16>(n[3])));
   } else {
     const U n[4] = {D::round(e[0]), D::round(e[1]), D::round(e[2]), D::round(e[3])};
-    store8<stream>(to, bit_or(bit_or(n[0], shl<8>(n[1])), bit_or(shl<16>(n[2]), shl<24>(n[3]))));
+    store8(to, bit_or(bit_or(n[0], shl<8>(n[1])), bit_or(shl<16>(n[2]), shl<24>(n[3]))));
   }
 }
 
@@ -43,12 +43,8 @@ class Stream {
   Philox philox_;
 };
 
-// From this many bytes on, a piece is written past the caches: they would have to be read first, and evict what is
-// there.
-constexpr int64_t kStreamBytes = 1 << 18;
-
 // Whole tiles to consecutive addresses.
-template <class Of, class D, bool stream>
+template <class Of, class D>
 void tiles32(const Fill& fill, const Philox& shared, uint32_t block, int64_t tiles, unsigned char* to) {
   const Philox p = shared;
   U blocks = add(order_of(D::kBytes), splat(block));
@@ -56,11 +52,10 @@ void tiles32(const Fill& fill, const Philox& shared, uint32_t block, int64_t til
     U w[4], e[4];
     philox(blocks, p, w);
     Of::values(w, fill, e);
-    store<D, stream>(to, e);
+    store<D>(to, e);
     to += kTile * D::kBytes;
     blocks = add(blocks, splat(static_cast<uint32_t>(kLanes)));
   }
-  if (stream) fence();
 }
 
 // `count` consecutive logical elements from `index` on, to `to`, `stride` elements apart.
@@ -77,11 +72,7 @@ void run32(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsi
       const uint64_t left = (static_cast<uint64_t>(1) << 32) - static_cast<uint32_t>(block);
       int64_t tiles = count / kTile;
       if (static_cast<uint64_t>(tiles) > left / kLanes) tiles = static_cast<int64_t>(left / kLanes);
-      if (tiles * kTile * D::kBytes >= kStreamBytes && reinterpret_cast<uintptr_t>(to) % 64 == 0) {
-        tiles32<Of, D, true>(fill, philox_at, static_cast<uint32_t>(block), tiles, to);
-      } else {
-        tiles32<Of, D, false>(fill, philox_at, static_cast<uint32_t>(block), tiles, to);
-      }
+      tiles32<Of, D>(fill, philox_at, static_cast<uint32_t>(block), tiles, to);
       to += tiles * kTile * D::kBytes;
       index += static_cast<uint64_t>(tiles) * kTile;
       count -= tiles * kTile;
@@ -92,7 +83,11 @@ void run32(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsi
     Of::values(w, fill, e);
     store<D>(part, e);
     const int take = static_cast<int>(count < kTile - skip ? count : kTile - skip);
-    for (int i = 0; i < take; ++i) memcpy(to + i * stride * D::kBytes, part + (skip + i) * D::kBytes, D::kBytes);
+    if (stride == 1) {
+      memcpy(to, part + skip * D::kBytes, static_cast<size_t>(take * D::kBytes));
+    } else {
+      for (int i = 0; i < take; ++i) memcpy(to + i * stride * D::kBytes, part + (skip + i) * D::kBytes, D::kBytes);
+    }
     to += take * stride * D::kBytes;
     index += static_cast<uint64_t>(take);
     count -= take;
@@ -110,7 +105,7 @@ void run64(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsi
     const int take = static_cast<int>(count < elements - skip ? count : elements - skip);
     U lanes[4];
     philox(add(order32(), splat(static_cast<uint32_t>(block))), stream.at(block), lanes);
-    store32<false>(words, lanes);
+    store32(words, lanes);
     for (int i = skip; i < skip + take;) {
       double e[2];
       values(words + 4 * (i / 2), fill, e);

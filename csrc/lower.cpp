@@ -457,6 +457,7 @@ std::vector<Fill> lower(const std::vector<int64_t>& tensors, const std::vector<i
                         const std::vector<double>& params) {
   const DefaultFloatingPoint guard;  // constants, too, have subnormals
   std::vector<Fill> fills;
+  fills.reserve(recipe.size() / 6);  // a tensor takes six numbers or more
   Reader<int64_t> layout(tensors), how(recipe);
   Reader<double> numbers(params);
   for (int32_t tensor = 0; !layout.done(); ++tensor) {

@@ -223,7 +223,7 @@ def test_many_small_tensors_on_threads(threads: int) -> None:
         np.testing.assert_array_equal(bits_of(tensors[n]), want)
 
 
-PIECE = 2**18
+PIECE = 2**16
 
 
 @pytest.mark.parametrize(
