@@ -59,3 +59,19 @@ def test_ours_and_theirs_have_one_distribution(monkeypatch: pytest.MonkeyPatch) 
         limit = 0.063 if "sparse" in case.label else 0.017
         assert ours.float().std().item() == pytest.approx(theirs.float().std().item(), rel=limit * 2**0.5), case.label
         assert ours.float().mean().item() == pytest.approx(theirs.float().mean().item(), abs=0.034), case.label
+
+
+def test_overheads_prints_its_tables(tmp_path: Path) -> None:
+    script = ROOT / "benchmarks" / "overheads.py"
+    arguments = "--pairs 1 --rounds 2 --tensors 10 20 --repeats 2 --json overheads.json".split()
+    out = run(script, *arguments, cwd=tmp_path)
+    report = json.loads((tmp_path / "overheads.json").read_text())
+    assert "| torch_fastinit alone, after torch " in out
+    assert {"normal_", "uniform_", "ones_", "trunc_normal_"} <= report["eager"].keys()
+    for name, least in report["eager"].items():
+        assert f"| {name} " in out
+        assert 0 < least["ours"] < 1
+    assert list(report["many"]) == ["10", "20"]
+    for least in report["many"].values():
+        rest = least["materialize"] - least["fills"] - least["memory"]
+        assert 0 < least["planning and binding"] == pytest.approx(rest)

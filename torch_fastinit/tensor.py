@@ -180,7 +180,10 @@ def deferred_class(cls: type[torch.Tensor]) -> type[Deferred]:
 
 def set_class(tensor: torch.Tensor, cls: type[torch.Tensor]) -> None:
     """Assign to ``__class__``, whatever the class makes of that."""
-    object.__dict__["__class__"].__set__(tensor, cls)
+    _set_class(tensor, cls)
+
+
+_set_class = object.__dict__["__class__"].__set__
 
 
 def as_subclass(data: Deferred, cls: type[torch.Tensor], requires_grad: bool) -> Deferred:
