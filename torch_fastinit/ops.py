@@ -135,10 +135,10 @@ def fill_plain(tensor: torch.Tensor, initializer: Initializer, generator: torch.
     transform, a tracer or a profiler.
     """
     if (
-        has_torch_function_unary(tensor)
+        tensor.dtype not in RANDOM_DTYPES
+        or has_torch_function_unary(tensor)
         or _keys_of_tensor(tensor).raw_repr() != _PLAIN_TENSOR
         or _watched()
-        or tensor.dtype not in RANDOM_DTYPES
     ):
         return False
     _fill_one("cpu", tensor, initializer.kind, initializer.params, generator)
