@@ -378,3 +378,19 @@ def test_models_have_the_sizes_of_their_names() -> None:
         with torch.device("meta"):
             built = getattr(transformers, model.auto).from_config(model.make_config())
         assert round(sum(p.numel() for p in built.parameters()) / 1e6) == millions[name], name
+
+
+def test_overheads_prints_its_tables(tmp_path: Path) -> None:
+    script = ROOT / "benchmarks" / "overheads.py"
+    arguments = "--pairs 1 --rounds 2 --tensors 10 20 --repeats 2 --json overheads.json".split()
+    out = run(script, *arguments, cwd=tmp_path)
+    report = json.loads((tmp_path / "overheads.json").read_text())
+    assert "| torch_fastinit alone, after torch " in out
+    assert {"normal_", "uniform_", "ones_", "trunc_normal_"} <= report["eager"].keys()
+    for name, least in report["eager"].items():
+        assert f"| {name} " in out
+        assert 0 < least["ours"] < 1
+    assert list(report["many"]) == ["10", "20"]
+    for least in report["many"].values():
+        rest = least["materialize"] - least["fills"] - least["memory"]
+        assert 0 < least["planning and binding"] == pytest.approx(rest)

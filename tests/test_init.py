@@ -281,6 +281,7 @@ def test_scale_is_torchs_to_the_last_bit(name: str, monkeypatch: pytest.MonkeyPa
     """What reaches the fill is what torch gives to uniform_ and normal_."""
     ours: list[tuple[float, ...]] = []
     theirs: list[tuple[float, ...]] = []
+    monkeypatch.setattr(init, "fill_plain", lambda tensor, initializer, generator: False)
     monkeypatch.setattr(init, "fill_one", lambda tensor, initializer, generator: ours.append(initializer.params))
 
     class Tensor(torch.Tensor):

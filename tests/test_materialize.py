@@ -489,3 +489,25 @@ def test_init_after_the_context_is_recorded():
     fastinit.materialize(model, seed=0)
     assert model.a.weight.abs().max() <= 0.5
     assert model.a.bias.tolist() == [1] * 6
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_python_looks_for_no_garbage_meanwhile(enabled: bool) -> None:
+    seen: list[bool] = []
+
+    def name(name: str) -> str:
+        seen.append(gc.isenabled())
+        if len(seen) > 2:
+            raise KeyError(name)
+        return name
+
+    try:
+        (gc.enable if enabled else gc.disable)()
+        fastinit.materialize(fastinit.skip_init(torch.nn.Linear, 3, 2), names=name)
+        assert gc.isenabled() is enabled
+        with pytest.raises(KeyError):
+            fastinit.materialize(fastinit.skip_init(torch.nn.Linear, 3, 2), names=name)
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
+    assert seen == [False, False, False]

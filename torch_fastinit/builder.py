@@ -76,7 +76,7 @@ class Builder:
                 for level, step in enumerate(steps):
                     if level == len(waves):
                         waves.append([])
-                    waves[level].append((work, self._place(step, real)))
+                    waves[level].append((work, self._place(work, step, real)))
 
     def _memory(self, work: Work) -> tuple[torch.Tensor, bool]:
         """Memory for a filled tensor, and whether it is the first to see that memory."""
@@ -93,8 +93,9 @@ class Builder:
         base = self.final[key] = allocate((value.storage.nbytes,), (1,), torch.uint8, work.device)
         return as_real(shadow, base.untyped_storage()), True
 
-    def _place(self, step: FillStep, real: torch.Tensor) -> Fill:
-        if step.shape != real.shape or step.stride != real.stride() or step.offset != 0 or step.dtype is not real.dtype:
+    def _place(self, work: Work, step: FillStep, real: torch.Tensor) -> Fill:
+        # A step that fills the very tensor that it was recorded on has its layout.
+        if step.entry.writes[0] is not work.value or step.dtype is not work.dtype:
             part = torch.empty(0, dtype=step.dtype, device=real.device)
             real = part.set_(real.untyped_storage(), step.offset, step.shape, step.stride)
         return self._of_draw(real, step.initializer, step.entry)
@@ -112,7 +113,7 @@ class Builder:
         for _, one in wave:
             devices.setdefault(one.tensor.device, []).append(one)
         for fills in devices.values():
-            fill(fills)
+            fill(fills, fresh=True)
 
     def _replay(self, replays: dict[Storage, list[Work]]) -> None:
         """Run what could not be filled."""

@@ -1,9 +1,8 @@
 """What to write into a tensor: one dataclass a distribution, named as in torch and in csrc/distributions.h.
 
 An initializer says nothing of where (that is :class:`torch_fastinit.ops.Fill`) nor of how (that is a backend). Its
-fields are unrounded Python floats: every derived constant is computed once, on the host, in csrc/lower.cpp.
-Initializers are values, which nobody changes; they are not ``frozen``, since making a frozen one takes three times as
-long.
+fields are unrounded Python floats: every derived constant is computed once, on the host, in csrc/lower.cpp. They are
+values, which nobody changes; they are not ``frozen``, since making a frozen one takes more than twice as long.
 """
 
 from __future__ import annotations

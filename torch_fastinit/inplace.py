@@ -17,7 +17,8 @@ __all__ = ["put_in_place", "swap"]
 
 def put_in_place(works: Sequence[Work], reals: Sequence[torch.Tensor]) -> None:
     """Make each deferred tensor object the real tensor. When one cannot be, all are as they were."""
-    order = sorted(range(len(works)), key=lambda i: works[i].target.tensor.is_leaf)  # results of autograd hold leaves
+    leaf = [work.target.tensor.is_leaf for work in works]
+    order = sorted(range(len(works)), key=leaf.__getitem__)  # results of autograd hold leaves
     undo: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
         for i in order:
@@ -37,7 +38,10 @@ def finished(old: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     del attributes["_value"]
     attributes.pop("_was_meta", None)
     cls = torch.nn.Parameter if attributes.pop("_is_param", False) else getattr(old, "_eager_class", None)
-    if cls is not None:
+    if cls is torch.nn.Parameter and not real._is_view():  # nobody else has this object: no need for another one
+        set_class(real, cls)
+        real.requires_grad = old.requires_grad
+    elif cls is not None:
         real = torch.Tensor._make_subclass(cls, real, old.requires_grad)
     elif old.requires_grad:
         real = real.detach().requires_grad_()

@@ -109,11 +109,12 @@ def lowered(entry: Entry) -> Initializer | None:
         return None
     shadow = entry.writes[0].shadow
     initializer = lowering(entry)
-    if initializer is None or shadow.is_conj() or shadow.is_neg():
+    if initializer is None or shadow.is_neg():
         return None
-    anywhere = isinstance(initializer, Constant) or (isinstance(initializer, Normal) and shadow.is_complex())
-    if shadow.dtype not in RANDOM_DTYPES and not anywhere:
-        return None
+    if shadow.dtype not in RANDOM_DTYPES:
+        anywhere = isinstance(initializer, Constant) or (isinstance(initializer, Normal) and shadow.is_complex())
+        if not anywhere or shadow.is_conj():
+            return None
     if isinstance(initializer, Normal) and not initializer.std >= 0:
         return None
     if not shadow.is_contiguous() and any(s == 0 < n - 1 for n, s in zip(shadow.shape, shadow.stride(), strict=True)):
@@ -124,7 +125,7 @@ def lowered(entry: Entry) -> Initializer | None:
 # --- what a storage holds, as fills -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FillStep:
     """One fill of a part of a storage (in elements). ``entry`` is the draw, for random values."""
 
@@ -138,9 +139,7 @@ class FillStep:
 
 def _step(entry: Entry, initializer: Initializer) -> FillStep:
     shadow = entry.writes[0].shadow
-    return FillStep(
-        tuple(shadow.shape), shadow.stride(), int(shadow.storage_offset()), shadow.dtype, initializer, entry
-    )
+    return FillStep(shadow.shape, shadow.stride(), int(shadow.storage_offset()), shadow.dtype, initializer, entry)
 
 
 # --- and what is done to it afterwards --------------------------------------------------------------------------------

@@ -66,17 +66,22 @@ class Fill:
     second: int | None = None
 
 
-def fill(fills: Sequence[Fill]) -> None:
-    """Run a batch of fills (all on one device) as one op."""
+def fill(fills: Sequence[Fill], *, fresh: bool = False) -> None:
+    """Run a batch of fills (all on one device) as one op.
+
+    ``fresh`` says that the caller has just made the tensors, ordinary ones: then the op's kernel is called without
+    torch's dispatcher, which would carry every number of the batch to and fro, unless something watches this thread.
+    """
     tensors: list[torch.Tensor] = []
     recipe: list[int] = []
     params: list[float] = []
     for f in fills:
-        region = f.region
-        tensor, initializer = _as_real(f.tensor, f.initializer)
-        if region is not None and tensor is not f.tensor:
-            region = Region((*region.shape, 2), (*region.offsets, 0))
-        _check_dtype(tensor, initializer)
+        tensor, initializer, region = f.tensor, f.initializer, f.region
+        if tensor.dtype not in RANDOM_DTYPES:
+            tensor, initializer = _as_real(tensor, initializer)
+            if region is not None and tensor is not f.tensor:
+                region = Region((*region.shape, 2), (*region.offsets, 0))
+            _check_dtype(tensor, initializer)
         if isinstance(initializer, Constant):
             words = constant_words(initializer.value, tensor.dtype)
         else:
@@ -94,7 +99,12 @@ def fill(fills: Sequence[Fill]) -> None:
             for step in program.steps:
                 recipe += (step.op, DTYPE_CODES[step.dtype])
                 params.append(step.operand)
-    if tensors:
+    if not tensors:
+        return
+    device = tensors[0].device.type
+    if fresh and device in DEVICES and not _watched():
+        run(device, tensors, recipe, params)
+    else:
         _fill_batch_op(tensors, recipe, params)
 
 
@@ -105,11 +115,16 @@ def _key_set(*names: str) -> int:
     return keys.raw_repr()
 
 
-#: What an ordinary tensor in CPU memory is to torch's dispatcher, and what a thread adds to that with no mode on.
+#: What an ordinary tensor in CPU memory is to torch's dispatcher, and what a thread adds in which nothing is on.
 _PLAIN_TENSOR = _key_set("CPU", "AutogradCPU", "ADInplaceOrView", "AutocastCPU")
 _PLAIN_THREAD = _key_set("BackendSelect", "ADInplaceOrView")
 _keys_of_tensor = torch._C._dispatch_keys
 _keys_of_thread = torch._C._dispatch_tls_local_include_set
+
+
+def _watched() -> bool:
+    """Whether torch would show the ops of this thread to anybody: modes, function transforms, tracers, profilers."""
+    return _keys_of_thread().raw_repr() != _PLAIN_THREAD or profiler._is_profiler_enabled
 
 
 def fill_plain(tensor: torch.Tensor, initializer: Initializer, generator: torch.Generator | None) -> bool:
@@ -120,11 +135,10 @@ def fill_plain(tensor: torch.Tensor, initializer: Initializer, generator: torch.
     transform, a tracer or a profiler.
     """
     if (
-        has_torch_function_unary(tensor)
+        tensor.dtype not in RANDOM_DTYPES
+        or has_torch_function_unary(tensor)
         or _keys_of_tensor(tensor).raw_repr() != _PLAIN_TENSOR
-        or _keys_of_thread().raw_repr() != _PLAIN_THREAD
-        or profiler._is_profiler_enabled
-        or tensor.dtype not in RANDOM_DTYPES
+        or _watched()
     ):
         return False
     _fill_one("cpu", tensor, initializer.kind, initializer.params, generator)

@@ -44,12 +44,14 @@ class Target:
 #: Classes of attributes that hold no tensor: looked at first, since modules have many of them.
 _PLAIN = frozenset({bool, int, float, str, type(None)})
 _CONTAINERS = frozenset({dict, list, tuple, set, OrderedDict})
-_REGISTRIES = frozenset({"_parameters", "_buffers", "_modules"})
+#: What every module has of its own: parameters, buffers and modules, which are looked at elsewhere, and hooks.
+_OF_EVERY_MODULE = frozenset(torch.nn.Module().__dict__)
 
 
 def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors in other attributes than parameters and buffers, depth first; modules in plain lists have some too."""
-    seen = {id(child) for child in module.modules()}
+    modules = list(module.named_modules())
+    seen = {id(child) for _, child in modules}
 
     def walk(name: str, item: Any) -> Iterator[tuple[str, torch.Tensor]]:
         if isinstance(item, torch.Tensor):
@@ -68,12 +70,12 @@ def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
     def own(path: str, child: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for name, item in child.__dict__.items():
-            if item.__class__ in _PLAIN or name in _REGISTRIES or (item.__class__ in _CONTAINERS and not item):
+            if name in _OF_EVERY_MODULE or item.__class__ in _PLAIN or (item.__class__ in _CONTAINERS and not item):
                 continue
             if isinstance(item, (torch.Tensor, dict, list, tuple, torch.nn.Module)):
                 yield from walk(f"{path}.{name}" if path else name, item)
 
-    for path, child in module.named_modules():
+    for path, child in modules:
         yield from own(path, child)
 
 
@@ -115,6 +117,7 @@ def own_draws(targets: Sequence[Target], names: Callable[[str], str] | None) -> 
             continue
         number = 0
         name: str | None = None
+        previous: Entry | None = None
         for entry in _dependencies(value):
             if entry.random and not entry.constant and entry not in owned:
                 if name is None:
@@ -123,10 +126,16 @@ def own_draws(targets: Sequence[Target], names: Callable[[str], str] | None) -> 
                         name = names(name)
                         if not isinstance(name, str):
                             raise TypeError(f"names({target.name!r}) must be a string, not {name!r}")
-                initializer = lowered(entry)
+                if previous is not None:
+                    number += _streams_taken(previous)
                 owned[entry] = name, number
-                number += 1 if initializer is None else initializer.draws
+                previous = entry
     return owned
+
+
+def _streams_taken(entry: Entry) -> int:
+    initializer = lowered(entry)
+    return 1 if initializer is None else initializer.draws
 
 
 def _dependencies(value: Value) -> Sequence[Entry]:

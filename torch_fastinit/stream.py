@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import re
 import threading
 
 import torch
@@ -15,6 +16,9 @@ _MASK64 = (1 << 64) - 1
 
 #: Segments that wrapper modules put into names: a wrapped model has the bare model's streams.
 WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+
+_WRAPPED = re.compile("|".join(WRAPPER_SEGMENTS))
 
 
 class _Scratch(threading.local):
@@ -40,6 +44,8 @@ def canonical_name(name: str) -> str:
     >>> canonical_name("_orig_mod.layers.0._checkpoint_wrapped_module.weight")
     'layers.0.weight'
     """
+    if _WRAPPED.search(name) is None:
+        return name
     return ".".join(part for part in name.split(".") if part not in WRAPPER_SEGMENTS)
 
 

@@ -216,7 +216,10 @@ def _deepcopy_uninitialized(self: Deferred, memo: dict[int, Any]) -> torch.Tenso
 
 def set_class(tensor: torch.Tensor, cls: type[torch.Tensor]) -> None:
     """Assign to ``__class__``, whatever the class makes of that."""
-    object.__dict__["__class__"].__set__(tensor, cls)
+    _set_class(tensor, cls)
+
+
+_set_class = object.__dict__["__class__"].__set__
 
 
 def as_subclass(data: Deferred, cls: type[torch.Tensor], requires_grad: bool) -> Deferred:
