@@ -34,6 +34,8 @@ __all__ = [
     "transform",
 ]
 
+_CPU = torch.device("cpu")
+
 #: One clock for all tapes of the process: operations that mix tensors of several contexts stay in order.
 clock = itertools.count()
 
@@ -146,10 +148,10 @@ class Entry:
     @property
     def device(self) -> torch.device:
         """Where it runs, and so whose generator it draws from."""
-        for value in (*self.writes, *self.outs):
+        for value in self.writes or self.outs:
             if value is not None:
                 return value.storage.device
-        return torch.device("cpu")
+        return _CPU
 
     @property
     def constant(self) -> bool:
