@@ -186,6 +186,8 @@ class Tape:
 
     def seeds(self, device: torch.device) -> bool:
         """Whether the constructor has seeded the generator of ``device``."""
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
         return device in self.seeded or torch.device(device.type) in self.seeded
 
     def _know_gpus(self) -> None:
