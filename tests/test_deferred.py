@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pytest
@@ -380,10 +381,26 @@ def threads_one_after_another(m):
         m.pooled = nn.ModuleList(pool.map(lambda n: nn.Linear(n, n), range(1, 6)))
         m.value = nn.Parameter(torch.full((2,), pool.submit(lambda: torch.randn(3).sum().item()).result()))
     m.last = nn.Parameter(OLDER_POOL.submit(torch.randn, 5).result())
+    m.applied = OLDER_THREADS.apply(nn.Linear, (2, 3))
+    m.mapped = nn.ModuleList(OLDER_THREADS.map(lambda n: nn.Linear(n, 2), [1, 2, 3]))
+    m.starred = nn.ModuleList(OLDER_THREADS.starmap(nn.Linear, [(1, 2), (3, 4)]))
+    m.more = nn.ModuleList(OLDER_THREADS.imap(nn.LayerNorm, [2, 3]))
+    m.rest = nn.ModuleList(OLDER_THREADS.imap_unordered(nn.BatchNorm1d, [4]))
+    with ThreadPool(1) as pool:
+        m.own = pool.apply(nn.Linear, (2, 3))
 
 
 OLDER_POOL = ThreadPoolExecutor(1)
 OLDER_POOL.submit(int).result()
+OLDER_THREADS = ThreadPool(1)
+OLDER_THREADS.apply(int)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pools():
+    yield
+    OLDER_POOL.shutdown()
+    OLDER_THREADS.terminate()
 
 
 class Tagged(torch.Tensor):

@@ -82,6 +82,8 @@ def test_seeds_of_one_device_and_of_all(gpus):
         tape = nn.Linear(1, 1).weight._value.storage.tape
         torch.default_generator.manual_seed(3)
         assert [tape.seeds(d) for d in (torch.device("cpu"), CUDA0)] == [True, False]
+        tape.seeded.add(CUDA1)
+        assert [tape.seeds(d) for d in (CUDA0, CUDA1, torch.device("cuda"))] == [False, True, True]
         torch.manual_seed(3)
         assert all(tape.seeds(d) for d in (torch.device("cpu"), CUDA0, CUDA1, torch.device("cuda")))
         layer = on(CUDA1)

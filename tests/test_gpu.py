@@ -201,6 +201,53 @@ def test_a_whole_model_has_the_weights_of_the_cpu(served: str) -> None:
         assert torch.equal(a, b.cpu()), name
 
 
+class OnTheGpu(torch.nn.Module):
+    """A constructor that draws on both devices, seeds one or all, and reads what it drew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Linear(33, 17, device="cuda")
+        self.b = torch.nn.Linear(9, 5)
+        self.c = torch.nn.Parameter(torch.randn(40, device="cuda") * self.a.weight.std().item())
+        torch.nn.init.trunc_normal_(self.a.weight, std=0.5)
+        state = torch.cuda.get_rng_state()
+        self.d = torch.nn.Parameter(torch.rand(7, device="cuda"))
+        torch.cuda.set_rng_state(state)
+        self.e = torch.nn.Parameter(torch.rand(7, device="cuda"))
+        with torch.random.fork_rng():
+            torch.cuda.manual_seed_all(5)
+            self.f = torch.nn.Parameter(torch.randn(6, device="cuda"))
+            self.g = torch.nn.Parameter(torch.randn(6))
+            torch.manual_seed(6)
+            self.h = torch.nn.Parameter(torch.randn(6, device="cuda"))
+        self.i = torch.nn.Parameter(torch.empty(300, device="cuda").exponential_())
+        self.j = torch.nn.Parameter(torch.randn(6).cuda())
+
+
+def test_constructors_on_the_gpu_are_replayed_like_eager() -> None:
+    def generators() -> list[torch.Tensor]:
+        return [torch.get_rng_state(), torch.cuda.get_rng_state()]
+
+    torch.manual_seed(3)
+    start = generators()
+    eager, end = OnTheGpu(), generators()
+    torch.manual_seed(3)
+    with fastinit.deferred():
+        module = OnTheGpu()
+    assert all(torch.equal(a, b) for a, b in zip(start, generators(), strict=True))
+    fastinit.materialize(module, replay="torch")
+    assert all(torch.equal(a, b) for a, b in zip(end, generators(), strict=True))
+    for (name, a), b in zip(eager.named_parameters(), module.parameters(), strict=True):
+        assert a.device == b.device and torch.equal(a, b), name
+    with fastinit.deferred():
+        module = OnTheGpu()
+    before = generators()
+    fastinit.materialize(module, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(before, generators(), strict=True))
+    assert torch.equal(module.f, eager.f) and torch.equal(module.h, eager.h)
+    assert not torch.equal(module.a.weight, eager.a.weight) and not torch.equal(module.g, eager.g)
+
+
 def test_a_cuda_generator_is_read_on_the_host(served: str) -> None:
     generator = torch.Generator("cuda").manual_seed(5)
     a = init.normal_(torch.empty(100, device="cuda"), generator=generator)

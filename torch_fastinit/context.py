@@ -25,7 +25,7 @@ def deferred() -> Iterator[None]:
     private copy of torch's generator. Outside, a deferred tensor reports ``meta``.
 
     A context inside another one belongs to it. Each thread has its own; threads that are started inside, and tasks that
-    are given to a ``ThreadPoolExecutor`` inside, record into the same context until it is left.
+    are given to a thread pool inside, record into the same context until it is left.
 
     Example:
         >>> import torch, torch_fastinit as fastinit

@@ -396,6 +396,29 @@ def _executor_submit(executor: ThreadPoolExecutor, function: Callable[..., Any],
         active.tape = tape
 
 
+def _pool_method(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A task for a ``ThreadPool`` belongs to the context, too. (Other processes are no concern of it.)"""
+
+    def call(pool: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        tape = current_tape()
+        if tape is not None and isinstance(pool, sys.modules["multiprocessing.pool"].ThreadPool):
+            function = functools.partial(_in_context, tape, function)
+        return original(pool, function, *args, **kwargs)
+
+    return call
+
+
+def _intercept_pools() -> None:
+    """Where ``multiprocessing.pool`` is loaded: else there is no pool yet, and its threads will be the context's."""
+    module = sys.modules.get("multiprocessing.pool")
+    for method in ("apply_async", "_map_async", "imap", "imap_unordered") if module else ():
+        name = f"Pool.{method}"
+        if name not in _INTERCEPTED:
+            function = getattr(module.Pool, method)  # type: ignore[union-attr]
+            _INTERCEPTED[name] = function, _pool_method(_clone(function))
+            _codes[name] = function.__code__, _redirect(name, function)
+
+
 _INTERCEPTED: dict[str, tuple[Any, Callable[..., Any]]] = {
     "trunc_normal_": (torch.nn.init._no_grad_trunc_normal_, _initializer(trunc_normal_, random=True)),
     "sparse_": (torch.nn.init.sparse_, _sparse),
@@ -439,6 +462,7 @@ _codes = {name: (function.__code__, _redirect(name, function)) for name, (functi
 def _switch(change: int) -> None:
     global _alive
     with _lock:
+        _intercept_pools()
         _alive += change
         for name, (function, _) in _INTERCEPTED.items():
             function.__code__ = _codes[name][_alive > 0]

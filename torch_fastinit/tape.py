@@ -34,6 +34,8 @@ __all__ = [
     "transform",
 ]
 
+_CPU = torch.device("cpu")
+
 #: One clock for all tapes of the process: operations that mix tensors of several contexts stay in order.
 clock = itertools.count()
 
@@ -146,10 +148,10 @@ class Entry:
     @property
     def device(self) -> torch.device:
         """Where it runs, and so whose generator it draws from."""
-        for value in (*self.writes, *self.outs):
+        for value in self.writes or self.outs:
             if value is not None:
                 return value.storage.device
-        return torch.device("cpu")
+        return _CPU
 
     @property
     def constant(self) -> bool:
@@ -184,6 +186,8 @@ class Tape:
 
     def seeds(self, device: torch.device) -> bool:
         """Whether the constructor has seeded the generator of ``device``."""
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
         return device in self.seeded or torch.device(device.type) in self.seeded
 
     def _know_gpus(self) -> None:

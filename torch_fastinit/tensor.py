@@ -164,7 +164,10 @@ class Deferred(torch.Tensor):
 
 def foreign(types: Any) -> bool:
     """Whether one of these tensors is of a class that says itself what operations on it do, by way of other tensors."""
-    return any(not issubclass(cls, Deferred) for cls in types)
+    for cls in types:  # noqa: SIM110 (asked for each operation: no generator)
+        if cls is not Deferred and not issubclass(cls, Deferred):
+            return True
+    return False
 
 
 @functools.cache

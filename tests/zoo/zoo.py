@@ -243,12 +243,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     results: dict[str, Result] = {}
     if arguments.resume and arguments.results.exists():
         for line in arguments.results.read_text().splitlines():
-            result = Result(**json.loads(line))
-            if result.name in known and not result.error:
-                results[result.name] = result
+            with contextlib.suppress(json.JSONDecodeError):  # a line that was cut off
+                result = Result(**json.loads(line))
+                if not result.error:
+                    results[result.name] = result
     keys = list(dict.fromkeys(key for name, key in known.items() if name not in results))
     start = time.perf_counter()
-    with arguments.results.open("a" if arguments.resume else "w") as file:
+    with arguments.results.open("w") as file:
+        for result in results.values():
+            print(json.dumps(asdict(result)), file=file, flush=True)
         for done, some in enumerate(run_all(keys, arguments.jobs), 1):
             for result in some:
                 results[result.name] = result
@@ -257,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if result.error:
                     text = result.error if arguments.verbose else result.error.splitlines()[0]
                     print(f"FAILED {result.name}: {text}", flush=True)
-    ordered = [results[name] for name in sorted(results)]
+    ordered = [results[name] for name in sorted(results) if name in known]
     report(ordered)
     if arguments.markdown is not None:
         arguments.markdown.write_text(markdown(ordered))
