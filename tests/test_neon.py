@@ -28,7 +28,7 @@ from layouts import LAYOUTS, Layout, batch, raw
 from parameters import ALL, EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 from test_kernels import EXTREME_WORDS, FAR_BOXES, SIZES
 
-from torch_fastinit import backend
+from torch_fastinit import _C, backend
 from torch_fastinit.initializers import Normal, Program, Sparse, TruncatedNormal, Uniform
 from torch_fastinit.ops import Fill, Region, fill
 
@@ -74,7 +74,7 @@ class Server:
             memory += bytes((address - len(memory)) % 4096)
             places[address] = len(memory)
             memory += bytes_of(storage).numpy().tobytes()
-        rows = backend._describe(tensors)
+        rows = _C.layouts(tensors, backend.DTYPE_CODES)
         at = 0
         for t in tensors:
             base = t.untyped_storage().data_ptr()
