@@ -6,9 +6,9 @@ import ctypes
 import hashlib
 import re
 import threading
+from collections.abc import Callable
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = ["draw_seed", "draw_stream", "stream_id", "to_signed"]
 
@@ -24,11 +24,14 @@ _WRAPPED = re.compile("|".join(WRAPPER_SEGMENTS))
 class _Scratch(threading.local):
     """One 64-bit integer a thread, to draw into as a tensor and to read as a number: a draw allocates nothing."""
 
-    def __init__(self) -> None:
-        with torch.inference_mode(False), _disable_current_modes():
+    random_and_number: tuple[Callable[..., object], ctypes.c_int64] | None = None
+
+    def make(self) -> tuple[Callable[..., object], ctypes.c_int64]:
+        with torch.inference_mode(False):
             word = torch.empty((), dtype=torch.int64, device="cpu")
         # ctypes reads it in a third of the time that word.item() takes.
         self.random_and_number = word.random_, ctypes.c_int64.from_address(word.data_ptr())
+        return self.random_and_number
 
 
 _scratch = _Scratch()
@@ -91,7 +94,7 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
         generator.set_offset(offset + 4)
         state = (generator.initial_seed() & _MASK64).to_bytes(8, "little") + offset.to_bytes(8, "little")
         return to_signed(_blake2b_64(state))
-    random_, number = _scratch.random_and_number
+    random_, number = _scratch.random_and_number or _scratch.make()
     if generator is None:
         random_(-(2**63), None)
     else:
