@@ -1,12 +1,13 @@
-"""What fills cost besides filling: the import, an eager fill of one element, planning and binding of many tensors.
+"""What fills cost besides filling: the import, an eager fill of one element, recording, planning and binding.
 
     python benchmarks/overheads.py
     python benchmarks/overheads.py --tensors 10 100 --json overheads.json
 
 Everything is compared side by side: interpreters that import torch with interpreters that import torch_fastinit too;
-torch's initialisers with ours in short alternating rounds; ``materialize`` with what it cannot do without, the fills as
-one batch and the memory (in seconds of the processor, since that takes long enough for other work to come between). Of
-each the least time counts: other work on a machine only ever adds to it.
+torch's initialisers with ours in short alternating rounds; deferred construction with construction on the meta device
+and the model's own initialisation there; ``materialize`` with what it cannot do without, the fills as one batch and the
+memory (the last two in seconds of the processor, since they take long enough for other work to come between). Of each
+the least time counts: other work on a machine only ever adds to it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch_fastinit.ops import Fill
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import environment
+from models import MODELS
 
 
 def start(code: str) -> float:
@@ -84,6 +86,46 @@ def eager(rounds: int, calls: int = 200) -> dict[str, dict[str, float]]:
     return least
 
 
+#: Models to record: their names in models.py, and what is another there.
+RECORDED: dict[str, dict[str, Any]] = {"gpt2": {}, "llama": {"num_hidden_layers": 80}, "vit-l": {}}
+
+
+def recording(rounds: int, tiny: bool) -> dict[str, dict[str, float]]:
+    """The least seconds of deferred construction, and of construction on meta with the model's own initialisation."""
+    import transformers
+
+    least: dict[str, dict[str, float]] = {}
+    for name, changes in RECORDED.items():
+        model = MODELS[name]
+        config = model.make_config(tiny)
+        for key, value in changes.items():
+            setattr(config, key, 2 if tiny else value)
+        build = getattr(transformers, model.auto).from_config
+
+        def on_meta(build: Callable[..., Any] = build, config: Any = config) -> None:
+            with torch.device("meta"):
+                build(config).initialize_weights()  # which init_weights leaves out on this device
+
+        def deferred(build: Callable[..., Any] = build, config: Any = config) -> None:
+            with fastinit.deferred():
+                build(config)
+
+        title = ", ".join([model.title, *(f"{key}={value}" for key, value in changes.items())])
+        seconds = least[f"{title}: {sum(1 for _ in _parameters(build, config))} tensors"] = {}
+        for _ in range(rounds):
+            for who, run in (("meta", on_meta), ("deferred", deferred)):
+                gc.collect()
+                begin = time.process_time()
+                run()
+                seconds[who] = min(time.process_time() - begin, seconds.get(who, float("inf")))
+    return least
+
+
+def _parameters(build: Callable[..., torch.nn.Module], config: Any) -> Iterator[torch.nn.Parameter]:
+    with torch.device("meta"):
+        return build(config).parameters()
+
+
 def many(count: int, rounds: int) -> dict[str, float]:
     """The least seconds for ``count`` tensors of 8 to 64 elements: ``materialize``, and the fills and memory alone."""
     least: dict[str, float] = {}
@@ -126,11 +168,13 @@ def main() -> None:
     parser.add_argument("--tensors", type=int, nargs="+", default=[10, 100, 1000, 10000], help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="of each number of tensors (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write everything that was measured to this file")
+    parser.add_argument("--tiny", action="store_true", help="record small models of the same kinds, for a test")
     args = parser.parse_args()
 
     first = imports(args.pairs)
     ms = {what: 1e3 * min(seconds) for what, seconds in first.items()}
     second = eager(args.rounds)
+    built = recording(args.repeats, args.tiny)
     third = {count: many(count, args.repeats) for count in args.tensors}
     parts = ("materialize", "fills", "memory", "planning and binding")
     print(
@@ -150,6 +194,13 @@ def main() -> None:
             ],
         ),
         table(
+            ("construction (ms)", "on meta", "deferred", "ratio"),
+            [
+                (name, f"{1e3 * t['meta']:.0f}", f"{1e3 * t['deferred']:.0f}", f"{t['deferred'] / t['meta']:.2f}")
+                for name, t in built.items()
+            ],
+        ),
+        table(
             ("tensors", *(f"{part} (us each)" for part in parts)),
             [(f"{count:,}", *(f"{1e6 * t[part] / count:.1f}" for part in parts)) for count, t in third.items()],
         ),
@@ -158,7 +209,11 @@ def main() -> None:
     )
     if args.json:
         args.json.write_text(
-            json.dumps({"environment": environment(), "import": first, "eager": second, "many": third}, indent=2) + "\n"
+            json.dumps(
+                {"environment": environment(), "import": first, "eager": second, "recording": built, "many": third},
+                indent=2,
+            )
+            + "\n"
         )
 
 

@@ -382,7 +382,7 @@ def test_models_have_the_sizes_of_their_names() -> None:
 
 def test_overheads_prints_its_tables(tmp_path: Path) -> None:
     script = ROOT / "benchmarks" / "overheads.py"
-    arguments = "--pairs 1 --rounds 2 --tensors 10 20 --repeats 2 --json overheads.json".split()
+    arguments = "--pairs 1 --rounds 2 --tensors 10 20 --repeats 2 --tiny --json overheads.json".split()
     out = run(script, *arguments, cwd=tmp_path)
     report = json.loads((tmp_path / "overheads.json").read_text())
     assert "| torch_fastinit alone, after torch " in out
@@ -390,6 +390,10 @@ def test_overheads_prints_its_tables(tmp_path: Path) -> None:
     for name, least in report["eager"].items():
         assert f"| {name} " in out
         assert 0 < least["ours"] < 1
+    assert len(report["recording"]) == 3
+    for name, least in report["recording"].items():
+        assert f"| {name} " in out
+        assert min(least.values()) > 0
     assert list(report["many"]) == ["10", "20"]
     for least in report["many"].values():
         rest = least["materialize"] - least["fills"] - least["memory"]
