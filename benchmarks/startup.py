@@ -28,8 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 sys.path.insert(0, str(Path(__file__).parent))
 from agreement import differences
 from models import MODELS, STARTUP
-
-from build import WAYS
+from one_model import WAYS
 
 TITLES = {
     "eager": "torch eager",
@@ -60,7 +59,7 @@ Run = dict[str, Any]
 
 def build(model: str, how: str, dtype: str, options: list[str], environment: dict[str, str] | None = None) -> Run:
     """One build in a process of its own."""
-    command = [sys.executable, str(Path(__file__).parent / "build.py"), model, how, dtype, *options]
+    command = [sys.executable, str(Path(__file__).parent / "one_model.py"), model, how, dtype, *options]
     command += ["--started", repr(time.monotonic())]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}))
     if done.returncode != 0:

@@ -224,7 +224,7 @@ def of_models(rounds: int, tiny: bool, note: Note) -> list[Row]:
         row = _child("sweeps.py", model, dtype, "--rounds", str(rounds), "--threads", threads, *size)
         for how in ("from_config", "fastinit"):
             note(f"{model} {dtype}, peak memory, {how}")
-            run = _child("build.py", model, how, dtype, "--threads", threads, *size, environment={})
+            run = _child("one_model.py", model, how, dtype, "--threads", threads, *size, environment={})
             row["beyond"][how] = run["peak"] - run["bytes"]
             row |= {"bytes": run["bytes"], "parameters": run["parameters"]}
         rows.append(row)

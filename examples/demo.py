@@ -38,7 +38,7 @@ MEMORY_ALLOWANCE = 100e6
 def measure(model: str, how: str, seed: int, *, tiny: bool, describe: bool) -> dict[str, Any]:
     """One build in a process of its own."""
     way = "from_config" if how == "eager" else how
-    command = [sys.executable, str(BENCHMARKS / "build.py"), model, way, DTYPES[model], "--seed", str(seed)]
+    command = [sys.executable, str(BENCHMARKS / "one_model.py"), model, way, DTYPES[model], "--seed", str(seed)]
     command += ["--tiny"] * tiny + ["--describe"] * describe
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:

@@ -301,7 +301,7 @@ def test_startup_checks_what_it_measures(tmp_path: Path) -> None:
 def test_garbage_where_the_c_library_gives_none(tmp_path: Path) -> None:
     """As on a GPU: torch itself spoils what it allocates, and a buffer that nobody writes shows it."""
     arguments = ("swin-l", "reset_parameters", "float32", "--tiny", "--poison", "--describe")
-    result = json.loads(run(BENCHMARKS / "build.py", *arguments, cwd=tmp_path).splitlines()[-1])
+    result = json.loads(run(BENCHMARKS / "one_model.py", *arguments, cwd=tmp_path).splitlines()[-1])
     assert result["poisoned"] is True
     unwritten = [name for name, t in result["tensors"].items() if "mean" in t and not t["finite"]]
     assert any("relative_position_bias_table" in name for name in unwritten)

@@ -1,6 +1,6 @@
 """Builds one model one way in this process, and prints what it cost and what came out: a line of JSON, the last one.
 
-    python benchmarks/build.py gpt2 fastinit float32 --describe
+    python benchmarks/one_model.py gpt2 fastinit float32 --describe
 
 ``startup.py`` and ``bench.py`` run this file once for every measurement, so that no run inherits another's memory.
 Time starts where the parent says (``--started``, on the monotonic clock that processes share), or at the first line.
