@@ -8,7 +8,7 @@ steps of a program, each with its own rounding, so that no bit changes (docs/str
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,12 +47,13 @@ _ARITHMETIC_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, tor
 # --- what an entry writes ---------------------------------------------------------------------------------------------
 
 
-def _floats(entry: Entry, **defaults: float) -> Iterator[float]:
-    """The arguments after the first, by position or by name, of an operation that has these and no others."""
-    given = entry.args[1:]
-    if len(given) < len(defaults):
-        given += tuple(entry.kwargs.get(name, defaults[name]) for name in list(defaults)[len(given) :])
-    return map(float, given)
+def _two_numbers(entry: Entry, cls: type[Normal | Uniform], *names: str) -> Initializer:
+    """What ``normal_`` or ``uniform_`` fills with: two numbers, by position or by name, by default 0 and 1."""
+    args = entry.args
+    if len(args) == 3:
+        return cls(float(args[1]), float(args[2]))
+    given = {**dict(zip(names, args[1:], strict=False)), **entry.kwargs}
+    return cls(float(given.get(names[0], 0.0)), float(given.get(names[1], 1.0)))
 
 
 def _fill_tensor(entry: Entry) -> Initializer | None:
@@ -95,8 +96,8 @@ _LOWERINGS: dict[Any, Callable[[Entry], Initializer | None]] = {
     aten.zero_.default: lambda e: Constant(0),
     aten.fill_.Scalar: lambda e: Constant(e.args[1]),
     aten.fill_.Tensor: _fill_tensor,
-    aten.normal_.default: lambda e: Normal(*_floats(e, mean=0.0, std=1.0)),
-    aten.uniform_.default: lambda e: Uniform(*_floats(e, **{"from": 0.0, "to": 1.0})),
+    aten.normal_.default: lambda e: _two_numbers(e, Normal, "mean", "std"),
+    aten.uniform_.default: lambda e: _two_numbers(e, Uniform, "from", "to"),
     aten.eye.m_out: _eye,
     trunc_normal_: lambda e: TruncatedNormal(*(float(e.kwargs[name]) for name in ("mean", "std", "a", "b"))),
     sparse_: lambda e: Sparse(float(e.kwargs["sparsity"]), float(e.kwargs["std"])),

@@ -52,7 +52,7 @@ _OF_EVERY_MODULE = frozenset(torch.nn.Module().__dict__)
 def _members(
     module: torch.nn.Module, modules: Sequence[tuple[str, torch.nn.Module]], what: str
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """``module.named_parameters()`` or ``named_buffers()`` with duplicates, given ``named_modules()`` with duplicates."""
+    """``module.named_parameters()`` or ``named_buffers()``, given its ``named_modules()``; all with duplicates."""
     for name in (f"named_{what}", "_named_members"):
         if getattr(getattr(module, name), "__func__", None) is not getattr(torch.nn.Module, name):
             yield from getattr(module, f"named_{what}")(remove_duplicate=False)
