@@ -335,3 +335,81 @@ def test_a_huge_model_is_planned_without_memory():
     assert plan.nbytes == 64 << 34
     assert plan.share() == 1.0
     assert len(tensors_of(layers)) == 64
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda w: w.normal_(),
+        lambda w: w.normal_(3.0),
+        lambda w: w.normal_(std=2.0),
+        lambda w: torch.ops.aten.normal_(w, std=2.0, mean=1.0),
+        lambda w: w.uniform_(),
+        lambda w: w.uniform_(-1.0),
+        lambda w: w.uniform_(to=3.0),
+        lambda w: torch.ops.aten.uniform_(w, **{"to": 3.0, "from": 2.0}),
+    ],
+)
+def test_arguments_by_position_and_by_name(call) -> None:
+    module = parameter(lambda w: in_place(call(w)), 40, 50)
+    low, high = call(torch.empty(40, 50)).aminmax()
+    assert fastinit.plan(module).share() == 1.0
+    found = fastinit.materialize(module, seed=0).w.detach().aminmax()
+    # The least and the largest of 2,000: for each of these, another mean, bound or deviation is further away.
+    assert abs(found.min - low) < 0.2 * (high - low)
+    assert abs(found.max - high) < 0.2 * (high - low)
+
+
+def names_of(module):
+    return {target.name: target.others for target in targets_of(module)}
+
+
+def test_root_order_is_that_of_torchs_own_walks() -> None:
+    class Layer(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.register_buffer("none", None)
+            self.register_buffer("scale", torch.ones(2))
+            self.register_parameter("nothing", None)
+            self.extra = torch.zeros(2)
+
+    def build():
+        layer, tied = Layer(), Layer()
+        tied.weight = layer.weight
+        return nn.Sequential(nn.Sequential(layer, tied), layer, nn.Sequential(Layer()))
+
+    module = deferred(build)
+    walked = [
+        (name, id(tensor))
+        for walk in (module.named_parameters, module.named_buffers)
+        for name, tensor in walk(remove_duplicate=False)
+    ]
+    expected = {}
+    for name, key in walked:
+        expected.setdefault(key, []).append(name)
+    names = {first: others for first, *others in expected.values()}
+    # A module that has two names is looked at once for other attributes, by the first.
+    assert list(names_of(module).items()) == [*names.items(), *((f"{at}.extra", []) for at in ("0.0", "0.1", "2.0"))]
+    assert names["0.0.weight"] == ["0.1.weight", "1.weight"]
+
+
+@pytest.mark.parametrize("method", ["named_parameters", "named_buffers", "_named_members"])
+@pytest.mark.parametrize("where", ["class", "instance"])
+def test_a_module_that_names_its_tensors_itself(method: str, where: str) -> None:
+    def renamed(module):
+        plain = getattr(super(cls, module), method)
+        return lambda *args, **kwargs: (("my." + name, t) for name, t in plain(*args, **kwargs))
+
+    cls = type("Renamed", (nn.BatchNorm1d,), {})
+    if where == "class":
+        setattr(cls, method, lambda self, *args, **kwargs: renamed(self)(*args, **kwargs))
+    module = deferred(lambda: cls(3))
+    if where == "instance":
+        setattr(module, method, renamed(module))
+    changed = {
+        "named_parameters": {"weight", "bias"},
+        "named_buffers": {"running_mean", "running_var", "num_batches_tracked"},
+    }
+    of = changed.get(method, set.union(*changed.values()))
+    order = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    assert list(names_of(module)) == ["my." + name if name in of else name for name in order]

@@ -32,7 +32,7 @@ class Builder:
         self.streams = streams
         self.reals: dict[int, torch.Tensor] = {}
         #: Final memory of storages that keep their dtype: tensors that share it go on sharing it.
-        self.final: dict[tuple[Storage, torch.device], torch.Tensor] = {}
+        self.final: dict[Storage, torch.Tensor] = {}
 
     def rehearse(self) -> list[torch.Tensor]:
         """What :meth:`build` would give, leaving torch's generators and this builder as they are."""
@@ -44,7 +44,7 @@ class Builder:
 
     def build(self) -> list[torch.Tensor]:
         """One real tensor for each piece of work."""
-        waves: list[list[tuple[Work, Fill]]] = []
+        waves: list[list[Fill]] = []
         replays: dict[Storage, list[Work]] = {}
         for work in self.works:
             try:
@@ -57,7 +57,7 @@ class Builder:
             self._replay(replays)
         return [self.reals[id(work)] for work in self.works]
 
-    def _allocate(self, work: Work, waves: list[list[tuple[Work, Fill]]], replays: dict[Storage, list[Work]]) -> None:
+    def _allocate(self, work: Work, waves: list[list[Fill]], replays: dict[Storage, list[Work]]) -> None:
         value, shadow = work.value, work.value.shadow
         if work.how == "shared":
             shared = value.storage.shared
@@ -72,25 +72,26 @@ class Builder:
             real, fresh = self._memory(work)
             self.reals[id(work)] = real
             if fresh:
-                steps = [s for s in work.steps if not s.entry.random or s.entry in self.streams]  # others: no tensor's
-                for level, step in enumerate(steps):
-                    if level == len(waves):
-                        waves.append([])
-                    waves[level].append((work, self._place(work, step, real)))
+                level = 0
+                for step in work.steps:
+                    if not step.entry.random or step.entry in self.streams:  # others are no tensor's
+                        if level == len(waves):
+                            waves.append([])
+                        waves[level].append(self._place(work, step, real))
+                        level += 1
 
     def _memory(self, work: Work) -> tuple[torch.Tensor, bool]:
         """Memory for a filled tensor, and whether it is the first to see that memory."""
         value, shadow = work.value, work.value.shadow
         if work.dtype is not shadow.dtype:  # a cast makes a tensor of its own
             return allocate(shadow.shape, shadow.stride(), work.dtype, work.device), True
-        key = (value.storage, work.device)
-        base = self.final.get(key)
+        base = self.final.get(value.storage)
         if base is not None:
             return as_real(shadow, base.untyped_storage()), False
         if value.whole:
-            real = self.final[key] = allocate(shadow.shape, shadow.stride(), work.dtype, work.device)
+            real = self.final[value.storage] = allocate(shadow.shape, shadow.stride(), work.dtype, work.device)
             return real, True
-        base = self.final[key] = allocate((value.storage.nbytes,), (1,), torch.uint8, work.device)
+        base = self.final[value.storage] = allocate((value.storage.nbytes,), (1,), torch.uint8, work.device)
         return as_real(shadow, base.untyped_storage()), True
 
     def _place(self, work: Work, step: FillStep, real: torch.Tensor) -> Fill:
@@ -108,9 +109,9 @@ class Builder:
         second = draw_stream(first, number + 1) if initializer.draws == 2 else None
         return Fill(real, initializer, self.key, draw_stream(first, number), second=second)
 
-    def _fill(self, wave: list[tuple[Work, Fill]]) -> None:
+    def _fill(self, wave: list[Fill]) -> None:
         devices: dict[torch.device, list[Fill]] = {}
-        for _, one in wave:
+        for one in wave:
             devices.setdefault(one.tensor.device, []).append(one)
         for fills in devices.values():
             fill(fills, fresh=True)

@@ -47,7 +47,8 @@ def finished(old: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         real = real.detach().requires_grad_()
     elif real._is_view():
         real = real.detach()
-    real.__dict__.update(attributes)
+    if attributes:
+        real.__dict__.update(attributes)
     return real
 
 

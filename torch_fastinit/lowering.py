@@ -47,8 +47,13 @@ _ARITHMETIC_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, tor
 # --- what an entry writes ---------------------------------------------------------------------------------------------
 
 
-def _argument(entry: Entry, position: int, name: str, default: Any = None) -> Any:
-    return entry.args[position] if position < len(entry.args) else entry.kwargs.get(name, default)
+def _two_numbers(entry: Entry, cls: type[Normal | Uniform], *names: str) -> Initializer:
+    """What ``normal_`` or ``uniform_`` fills with: two numbers, by position or by name, by default 0 and 1."""
+    args = entry.args
+    if len(args) == 3:
+        return cls(float(args[1]), float(args[2]))
+    given = {**dict(zip(names, args[1:], strict=False)), **entry.kwargs}
+    return cls(float(given.get(names[0], 0.0)), float(given.get(names[1], 1.0)))
 
 
 def _fill_tensor(entry: Entry) -> Initializer | None:
@@ -91,8 +96,8 @@ _LOWERINGS: dict[Any, Callable[[Entry], Initializer | None]] = {
     aten.zero_.default: lambda e: Constant(0),
     aten.fill_.Scalar: lambda e: Constant(e.args[1]),
     aten.fill_.Tensor: _fill_tensor,
-    aten.normal_.default: lambda e: Normal(float(_argument(e, 1, "mean", 0.0)), float(_argument(e, 2, "std", 1.0))),
-    aten.uniform_.default: lambda e: Uniform(float(_argument(e, 1, "from", 0.0)), float(_argument(e, 2, "to", 1.0))),
+    aten.normal_.default: lambda e: _two_numbers(e, Normal, "mean", "std"),
+    aten.uniform_.default: lambda e: _two_numbers(e, Uniform, "from", "to"),
     aten.eye.m_out: _eye,
     trunc_normal_: lambda e: TruncatedNormal(*(float(e.kwargs[name]) for name in ("mean", "std", "a", "b"))),
     sparse_: lambda e: Sparse(float(e.kwargs["sparsity"]), float(e.kwargs["std"])),
@@ -127,19 +132,28 @@ def lowered(entry: Entry) -> Initializer | None:
 
 @dataclass(slots=True)
 class FillStep:
-    """One fill of a part of a storage (in elements). ``entry`` is the draw, for random values."""
+    """One fill of a part of a storage: what ``entry`` wrote first, as ``dtype``, and ``moved`` by so many elements.
 
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-    dtype: torch.dtype
-    initializer: Initializer
+    ``entry`` is also the draw, for random values.
+    """
+
     entry: Entry
+    initializer: Initializer
+    dtype: torch.dtype
+    moved: int = 0
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.writes[0].shadow.shape
 
-def _step(entry: Entry, initializer: Initializer) -> FillStep:
-    shadow = entry.writes[0].shadow
-    return FillStep(shadow.shape, shadow.stride(), int(shadow.storage_offset()), shadow.dtype, initializer, entry)
+    @property
+    def stride(self) -> tuple[int, ...]:
+        return self.entry.writes[0].shadow.stride()
+
+    @property
+    def offset(self) -> int:
+        """The first element's place in the storage, in elements."""
+        return int(self.entry.writes[0].shadow.storage_offset()) + self.moved
 
 
 # --- and what is done to it afterwards --------------------------------------------------------------------------------
@@ -271,10 +285,10 @@ def _change(entry: Entry) -> _Change | None:
 def fill_steps(storage: Storage, time: float = math.inf) -> list[FillStep] | str:
     """What ``storage`` holds at ``time`` as fills in order, or why it cannot be said so."""
     steps: list[FillStep] = []
-    for entry in reversed(list(live_writes(storage, time))):
+    for entry in reversed(live_writes(storage, time)):
         initializer = lowered(entry)
         if initializer is not None:
-            steps.append(_step(entry, initializer))
+            steps.append(FillStep(entry, initializer, entry.writes[0].shadow.dtype))
             continue
         if entry.random:
             how = "read by the constructor" if entry.state is not None else "seeded by the constructor"
@@ -306,7 +320,7 @@ def fill_steps(storage: Storage, time: float = math.inf) -> list[FillStep] | str
                     else f"{_name(entry)} to {short_name(after)} after {short_name(before)}"
                 )
             scale = source.shadow.element_size() / torch.empty((), dtype=step.dtype, device="meta").element_size()
-            steps.append(replace(moved, offset=moved.offset + int(target.shadow.storage_offset() * scale)))
+            steps.append(replace(moved, moved=moved.moved + int(target.shadow.storage_offset() * scale)))
     return steps
 
 

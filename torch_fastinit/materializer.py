@@ -84,7 +84,8 @@ def materialize(
     where = None if device is None else torch.device(device)
     if seed is not None:
         seed = to_signed(operator.index(seed))
-    targets = targets_of(module)
+    with _no_collections():
+        targets = targets_of(module)
     undo = stand_in(module, targets, where)
     try:
         with _no_collections():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import filterfalse
 from typing import Any
 
 import torch
@@ -48,10 +49,23 @@ _CONTAINERS = frozenset({dict, list, tuple, set, OrderedDict})
 _OF_EVERY_MODULE = frozenset(torch.nn.Module().__dict__)
 
 
-def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def _members(
+    module: torch.nn.Module, modules: Sequence[tuple[str, torch.nn.Module]], what: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """``module.named_parameters()`` or ``named_buffers()``, given its ``named_modules()``; all with duplicates."""
+    for name in (f"named_{what}", "_named_members"):
+        if getattr(getattr(module, name), "__func__", None) is not getattr(torch.nn.Module, name):
+            yield from getattr(module, f"named_{what}")(remove_duplicate=False)
+            return
+    for path, child in modules:
+        for name, tensor in getattr(child, f"_{what}").items():
+            if tensor is not None:
+                yield f"{path}.{name}" if path else name, tensor
+
+
+def _attributes(modules: Sequence[tuple[str, torch.nn.Module]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors in other attributes than parameters and buffers, depth first; modules in plain lists have some too."""
-    modules = list(module.named_modules())
-    seen = {id(child) for _, child in modules}
+    seen: set[int] = {id(child) for _, child in modules}
 
     def walk(name: str, item: Any) -> Iterator[tuple[str, torch.Tensor]]:
         if isinstance(item, torch.Tensor):
@@ -69,23 +83,28 @@ def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                         yield from walk(f"{name}.{key}", inner)
 
     def own(path: str, child: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, item in child.__dict__.items():
-            if name in _OF_EVERY_MODULE or item.__class__ in _PLAIN or (item.__class__ in _CONTAINERS and not item):
+        for name in filterfalse(_OF_EVERY_MODULE.__contains__, child.__dict__):
+            item = child.__dict__[name]
+            if item.__class__ in _PLAIN or (item.__class__ in _CONTAINERS and not item):
                 continue
             if isinstance(item, (torch.Tensor, dict, list, tuple, torch.nn.Module)):
                 yield from walk(f"{path}.{name}" if path else name, item)
 
+    left = set(seen)
     for path, child in modules:
-        yield from own(path, child)
+        if id(child) in left:  # not again by another name
+            left.remove(id(child))
+            yield from own(path, child)
 
 
 def targets_of(module: torch.nn.Module) -> list[Target]:
     """Every tensor of ``module`` in root order, tied ones once."""
     found: dict[int, Target] = {}
+    modules = list(module.named_modules(remove_duplicate=False))
     for role, named in (
-        ("parameter", module.named_parameters(remove_duplicate=False)),
-        ("buffer", module.named_buffers(remove_duplicate=False)),
-        ("attribute", _attributes(module)),
+        ("parameter", _members(module, modules, "parameters")),
+        ("buffer", _members(module, modules, "buffers")),
+        ("attribute", _attributes(modules)),
     ):
         for name, tensor in named:
             known = found.get(id(tensor))

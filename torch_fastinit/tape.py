@@ -231,15 +231,19 @@ def need(value: Value, time: float = math.inf) -> Need:
     return value.storage, time, start, end
 
 
-def live_writes(storage: Storage, time: float = math.inf, start: float = 0, end: float = math.inf) -> Iterator[Entry]:
+def live_writes(storage: Storage, time: float = math.inf, start: float = 0, end: float = math.inf) -> list[Entry]:
     """The entries before ``time`` that these bytes of ``storage`` depend on, latest first.
 
     A write is dead if one later overwrite covers all of it before anything reads it.
     """
+    last = storage.writes[-1:]
+    if last and time > last[0].time and covers_all(last[0]):
+        return last
+    return list(_live_writes(storage, time, start, end))
+
+
+def _live_writes(storage: Storage, time: float, start: float, end: float) -> Iterator[Entry]:
     writes = storage.writes
-    if writes and time > writes[-1].time and covers_all(writes[-1]):
-        yield writes[-1]
-        return
     last = bisect.bisect_left(writes, time, key=_time) if writes and writes[-1].time >= time else len(writes)
     covers: list[tuple[int, int]] = []
     for entry in reversed(writes[:last]):

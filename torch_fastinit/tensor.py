@@ -217,12 +217,8 @@ def _deepcopy_uninitialized(self: Deferred, memo: dict[int, Any]) -> torch.Tenso
     return known
 
 
-def set_class(tensor: torch.Tensor, cls: type[torch.Tensor]) -> None:
-    """Assign to ``__class__``, whatever the class makes of that."""
-    _set_class(tensor, cls)
-
-
-_set_class = object.__dict__["__class__"].__set__
+#: Assigns to a tensor's ``__class__``, whatever the class makes of that.
+set_class: Callable[[torch.Tensor, type[torch.Tensor]], None] = object.__dict__["__class__"].__set__
 
 
 def as_subclass(data: Deferred, cls: type[torch.Tensor], requires_grad: bool) -> Deferred:
