@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import os
+import signal
+import threading
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -23,7 +28,7 @@ from bits import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torch_fastinit import _C
+from torch_fastinit import _C, backend
 from torch_fastinit.initializers import (
     Bits,
     Constant,
@@ -256,6 +261,48 @@ def test_a_sparse_matrix_on_threads(threads: int) -> None:
     fill([part_of(tensor, (4096, 150), box, Sparse(0.9))])
     whole = expected(Sparse(0.9), (4096, 150), torch.float32)
     np.testing.assert_array_equal(bits_of(tensor), whole[4000:4096, 64:150])
+
+
+def test_calls_at_once_share_the_threads() -> None:
+    """Eight callers, each with work for three threads: every one gets all of its own elements."""
+    tensors = [dirty((3 * PIECE + n,), torch.float32) for n in range(8)]
+    recipe = (int(Kind.NORMAL), SEED, STREAM - 2**64, 2, 0, 0)
+
+    def call(tensor: torch.Tensor) -> None:
+        for _ in range(5):
+            _C.fill_cpu([tensor], backend.DTYPE_CODES, recipe, (0.0, 1.0), 3)
+
+    callers = [threading.Thread(target=call, args=(t,)) for t in tensors]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    for tensor in tensors:
+        assert torch.equal(tensor[: 3 * PIECE], tensors[0][: 3 * PIECE])
+    np.testing.assert_array_equal(bits_of(tensors[0][:1000]), expected(Normal(), (1000,), torch.float32))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    def digest() -> bytes:
+        tensor = torch.empty(4 * PIECE)  # torch's own threads do not survive fork(): it must not fill this one
+        _C.fill_cpu([tensor], backend.DTYPE_CODES, (int(Kind.NORMAL), 1, 2, 2, 0, 0), (0.0, 1.0), 4)
+        return hashlib.sha256(tensor.numpy().tobytes()).digest()
+
+    ours = digest()
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork() beside threads, which is the point
+        child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # rather than wait for threads that only the parent has
+        os.write(writing, digest())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        theirs = pipe.read()
+    assert os.waitpid(child, 0)[1] == 0
+    assert theirs == ours
 
 
 # The floating-point mode of the caller.
