@@ -124,8 +124,8 @@ class Helpers {
     int wanted, running;  // threads that it could still use; that are at it
   };
 
-  // Those of this process: a child of fork() has none of its parent's threads, and may find its locks held. They are never
-  // taken down, since they may be waiting when the process ends.
+  // Those of this process: a child of fork() has none of its parent's threads, and may find its locks held. They are
+  // never taken down, since they may be waiting when the process ends.
   static Helpers& here() {
     static std::atomic<Helpers*> current{nullptr};
     Helpers* found = current.load();
