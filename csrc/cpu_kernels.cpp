@@ -219,19 +219,31 @@ void range(const Fill& fill, int64_t begin, int64_t end) {
   }
 }
 
-// `width` neighbours of a row to where they belong, zero where `zero` says so.
+// `width` neighbours of a row to where they belong: those that `keep` has ones for, and zeros.
 template <class T>
-void put_row(unsigned char* to, int64_t stride, const void* values, const uint32_t* zero, int width) {
-  const T* from = static_cast<const T*>(values);
-  T* out = reinterpret_cast<T*>(to);
+void put_row(unsigned char* to, int64_t stride, const void* values, const int32_t* keep, int width) {
+  const T* __restrict from = static_cast<const T*>(values);
+  T* __restrict out = reinterpret_cast<T*>(to);
   if (stride == 1) {
-    for (int j = 0; j < width; ++j) out[j] = zero[j] ? 0 : from[j];
+    for (int j = 0; j < width; ++j) out[j] = from[j] & static_cast<T>(keep[j]);
   } else {
-    for (int j = 0; j < width; ++j) out[j * stride] = zero[j] ? 0 : from[j];
+    for (int j = 0; j < width; ++j) out[j * stride] = from[j] & static_cast<T>(keep[j]);
   }
 }
 
-// Knuth's Algorithm S down each column: row r of R is zero iff mulhi(word, R - r) < zeros still to place.
+// Knuth's Algorithm S down each column: row r of R is zero iff mulhi(word, R - r) < zeros still to place. Turns a row's
+// words into ones for what is kept.
+void choose(uint32_t* words, uint32_t* left, uint32_t remaining, int width) {
+  for (int j = 0; j < width; j += kLanes) {
+    U high, low;
+    mul_wide(load(words + j), remaining, high, low);
+    const U before = load(left + j);
+    const Mask zero = greater(before, high);
+    put(left + j, select(zero, sub(before, splat(1u)), before));
+    put(words + j, select(zero, splat(0u), splat(~0u)));
+  }
+}
+
 void sparse_columns(const Fill& fill, int64_t begin, int64_t end) {
   constexpr int kWidth = 1024;
   const Sparse& c = fill.sparse;
@@ -239,7 +251,7 @@ void sparse_columns(const Fill& fill, int64_t begin, int64_t end) {
   const int64_t rows = fill.sizes[0];
   Stream values(fill.seed, fill.stream), choices(fill.seed, c.stream);
   const Run normal = fill.dtype == DType::f64 ? Run(run64<normal_block64>) : run_for<NormalOf>(fill.dtype);
-  alignas(64) uint32_t words[kWidth + kTile], left[kWidth + kTile];
+  alignas(64) uint32_t words[kWidth + kLanes] = {}, left[kWidth + kLanes] = {};
   alignas(64) unsigned char row_values[kWidth * 8];
   Fill numbers = fill;  // the normal numbers alone
   if (fill.dtype == DType::f64) {
@@ -253,27 +265,23 @@ void sparse_columns(const Fill& fill, int64_t begin, int64_t end) {
     for (int64_t row = 0; row < c.row0 + rows; ++row) {
       const uint64_t index = static_cast<uint64_t>(row * c.cols + c.col0 + col);
       run32<BitsOf, F32>(numbers, choices, index, width, reinterpret_cast<unsigned char*>(words), 1);
-      const uint32_t remaining = static_cast<uint32_t>(c.rows - row);
-      for (int j = 0; j < width; ++j) {
-        const uint32_t high = static_cast<uint32_t>((static_cast<uint64_t>(words[j]) * remaining) >> 32);
-        words[j] = high < left[j] ? 1 : 0;
-        left[j] -= words[j];
-      }
+      choose(words, left, static_cast<uint32_t>(c.rows - row), width);
       if (row < c.row0) continue;
       normal(numbers, values, index, width, row_values, 1);
       unsigned char* to = fill.data + ((row - c.row0) * fill.strides[0] + col * fill.strides[1]) * size;
+      const int32_t* keep = reinterpret_cast<const int32_t*>(words);
       switch (size) {
         case 1:
-          put_row<uint8_t>(to, fill.strides[1], row_values, words, width);
+          put_row<uint8_t>(to, fill.strides[1], row_values, keep, width);
           break;
         case 2:
-          put_row<uint16_t>(to, fill.strides[1], row_values, words, width);
+          put_row<uint16_t>(to, fill.strides[1], row_values, keep, width);
           break;
         case 4:
-          put_row<uint32_t>(to, fill.strides[1], row_values, words, width);
+          put_row<uint32_t>(to, fill.strides[1], row_values, keep, width);
           break;
         default:
-          put_row<uint64_t>(to, fill.strides[1], row_values, words, width);
+          put_row<uint64_t>(to, fill.strides[1], row_values, keep, width);
       }
     }
   }

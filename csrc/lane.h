@@ -92,6 +92,10 @@ FASTINIT_FN U select(Mask m, U a, U b) { return _mm512_mask_blend_epi32(m, b, a)
 FASTINIT_FN F select(Mask m, F a, F b) { return _mm512_mask_blend_ps(m, b, a); }
 FASTINIT_FN bool any(Mask m) { return m != 0; }
 
+// A lane's words from and to consecutive addresses, in order.
+FASTINIT_FN U load(const uint32_t* from) { return _mm512_loadu_si512(from); }
+FASTINIT_FN void put(uint32_t* to, U a) { _mm512_storeu_si512(to, a); }
+
 // Stores. Word j of the block in lane l is element 4 * block + j. The lanes' blocks are numbered so that interleaving
 // inside 128-bit parts, which is one instruction, leaves every stored vector in order; order32/16/8 give that
 // numbering.
@@ -176,6 +180,9 @@ FASTINIT_FN U select(Mask m, U a, U b) { return _mm256_blendv_epi8(b, a, m); }
 FASTINIT_FN F select(Mask m, F a, F b) { return _mm256_blendv_ps(b, a, from_bits(m)); }
 FASTINIT_FN bool any(Mask m) { return !_mm256_testz_si256(m, m); }
 
+FASTINIT_FN U load(const uint32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const U*>(from)); }
+FASTINIT_FN void put(uint32_t* to, U a) { _mm256_storeu_si256(reinterpret_cast<U*>(to), a); }
+
 // Stores: as for AVX-512, with two 128-bit parts instead of four.
 FASTINIT_FN U order32() { return _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7); }
 FASTINIT_FN U order16() { return _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7); }
@@ -258,6 +265,9 @@ FASTINIT_FN Mask is_nan(F a) { return vmvnq_u32(vceqq_f32(a, a)); }
 FASTINIT_FN U select(Mask m, U a, U b) { return vbslq_u32(m, a, b); }
 FASTINIT_FN F select(Mask m, F a, F b) { return vbslq_f32(m, a, b); }
 FASTINIT_FN bool any(Mask m) { return vmaxvq_u32(m) != 0; }
+
+FASTINIT_FN U load(const uint32_t* from) { return vld1q_u32(from); }
+FASTINIT_FN void put(uint32_t* to, U a) { vst1q_u32(to, a); }
 
 // Stores: the instructions for arrays of structures interleave whole registers, so the lanes' blocks are in order.
 FASTINIT_FN U ascending() {
@@ -390,6 +400,9 @@ FASTINIT_FN U select(Mask m, U a, U b) { return m ? a : b; }
 FASTINIT_FN F select(Mask m, F a, F b) { return m ? a : b; }
 FASTINIT_FN bool any(Mask m) { return m; }
 
+FASTINIT_FN U load(const uint32_t* from) { return *from; }
+FASTINIT_FN void put(uint32_t* to, U a) { *to = a; }
+
 FASTINIT_FN U order32() { return 0; }
 FASTINIT_FN U order16() { return 0; }
 FASTINIT_FN U order8() { return 0; }
@@ -466,6 +479,12 @@ FASTINIT_BOTH_1(Mask, is_nan, F)
 FASTINIT_BOTH_3(U, select, Mask, U, U)
 FASTINIT_BOTH_3(F, select, Mask, F, F)
 FASTINIT_FN bool any(Mask m) { return one::any(m.a) || one::any(m.b); }
+
+FASTINIT_FN U load(const uint32_t* from) { return {one::load(from), one::load(from + one::kLanes)}; }
+FASTINIT_FN void put(uint32_t* to, U x) {
+  one::put(to, x.a);
+  one::put(to + one::kLanes, x.b);
+}
 
 // The second register's blocks follow the first's.
 FASTINIT_FN U after(one::U order) { return {order, one::add(order, one::splat(uint32_t{one::kLanes}))}; }
