@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+#include <utility>
+
 #include "cpu.h"
 #ifdef FASTINIT_CUDA
 #include "cuda.h"
@@ -184,20 +187,21 @@ std::vector<Fill> lower(py::handle tensors, py::handle codes, py::handle recipe,
 // A batch of fewer elements keeps the GIL: to let go of it and take it again would cost as much as to fill them.
 constexpr int64_t kElementsWithGil = 1 << 12;
 
+int as_threads(int64_t threads) { return threads > 1 << 20 ? 1 << 20 : threads < 1 ? 1 : static_cast<int>(threads); }
+
 // fill_cpu(tensors, codes, recipe, params, threads) for CPython itself: pybind11's calls take as long as a small fill.
 PyObject* fill_cpu(PyObject*, PyObject* const* args, Py_ssize_t count) {
   try {
     if (count != 5) throw py::type_error("fill_cpu takes tensors, codes, recipe, params and threads");
-    const std::vector<Fill> fills = lower(args[0], args[1], args[2], args[3]);
-    const int64_t threads = number<int64_t>(args[4]);
-    const int most = threads > 1 << 20 ? 1 << 20 : threads < 1 ? 1 : static_cast<int>(threads);
+    std::vector<Fill> fills = lower(args[0], args[1], args[2], args[3]);
+    const int threads = as_threads(number<int64_t>(args[4]));
     int64_t elements = 0;
     for (const Fill& fill : fills) elements += fill.numel();
     if (elements < kElementsWithGil) {
-      fastinit::fill_cpu(fills, most);
+      fastinit::fill_cpu(std::move(fills), threads);
     } else {
       const py::gil_scoped_release release;
-      fastinit::fill_cpu(fills, most);
+      fastinit::fill_cpu(std::move(fills), threads);
     }
     Py_RETURN_NONE;
   } catch (py::error_already_set& error) {
@@ -224,6 +228,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("layouts", &layouts, py::arg("tensors"), py::arg("codes"),
         "Address, dtype code and layout of each tensor, as one flat list; `codes` is a dictionary from dtypes.");
   m.attr("fill_cpu") = owned(PyCFunction_New(&kFillCpu, nullptr));
+  // The tensors' memory has to be there until it is finished, which it also is when this object goes.
+  py::class_<fastinit::Batch>(m, "BatchOnCpu", "A batch of fills that other threads have begun.")
+      .def(py::init([](py::handle tensors, py::handle codes, py::handle recipe, py::handle params, int64_t threads) {
+             return std::make_unique<fastinit::Batch>(lower(tensors, codes, recipe, params), as_threads(threads));
+           }),
+           py::arg("tensors"), py::arg("codes"), py::arg("recipe"), py::arg("params"), py::arg("threads"))
+      .def("finish", &fastinit::Batch::finish, py::call_guard<py::gil_scoped_release>(),
+           "Take part in what is left of it, without the GIL, and wait for the other threads.");
   m.def(
       "lowered",
       [](py::handle tensors, py::handle codes, py::handle recipe, py::handle params) {

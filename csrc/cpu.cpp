@@ -7,11 +7,11 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
-#include <functional>
 #include <mutex>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "floating_point.h"
 
@@ -56,74 +56,88 @@ std::vector<Choice> choices() {
 
 std::atomic<const Kernels*> chosen{choices().front().kernels};
 
-// A part of a fill that one thread does at a time.
+// What one thread does at a time: the fills [first, last), of one alone the elements (of a sparse one, whose columns
+// are scans, the columns) from `begin` to `end`.
 struct Piece {
-  const Fill* fill;
+  const Fill *first, *last;
   int64_t begin, end;
 };
 
 // Pieces are cut so that each thread has several, within these bounds (multiples of every instruction set's tile).
 constexpr int64_t kPieceElements = 1 << 16, kLeastPieceElements = 1 << 12;
+constexpr int64_t kPiecesForThread = 16;
 constexpr int64_t kColumns = 128;
 // Below this many elements a batch is not worth waking a thread for.
 constexpr int64_t kThreadElements = 1 << 16;
 
+int64_t length_of(const Fill& fill) { return fill.kind == Kind::sparse ? fill.sizes[1] : fill.numel(); }
+
 std::vector<Piece> pieces(const std::vector<Fill>& fills, int threads, int64_t elements) {
-  int64_t piece = elements / (8 * threads) / kLeastPieceElements * kLeastPieceElements;
+  const Fill *next = fills.data(), *const end = next + fills.size();
+  if (threads == 1 && fills.size() != 1) return {{next, end, 0, 0}};
+  int64_t piece = elements / (kPiecesForThread * threads) / kLeastPieceElements * kLeastPieceElements;
   if (piece < kLeastPieceElements) piece = kLeastPieceElements;
   if (piece > kPieceElements) piece = kPieceElements;
   std::vector<Piece> all;
-  all.reserve(fills.size());
-  for (const Fill& fill : fills) {
-    const int64_t n = fill.numel();
-    // A sparse fill is cut by columns, each of which is a scan.
-    const bool columns = fill.kind == Kind::sparse;
-    const int64_t length = columns ? fill.sizes[1] : n;
-    int64_t step = piece;
-    if (columns) {  // wide enough for whole tiles in each row, and enough of them for every thread
+  while (next != end) {
+    const Fill& fill = *next++;
+    const int64_t length = length_of(fill);
+    if (length == 0) continue;
+    int64_t step = threads == 1 ? length : piece;
+    if (threads > 1 && fill.kind == Kind::sparse) {  // whole tiles in each row, and several for each thread
       step = length / (4 * threads) / kColumns * kColumns;
       if (step < kColumns) step = kColumns;
     }
-    if (n == 0) continue;
     for (int64_t at = 0; at < length; at += step) {
-      all.push_back({&fill, at, at + step < length ? at + step : length});
+      all.push_back({&fill, next, at, at + step < length ? at + step : length});
+    }
+    if (step < length) continue;
+    for (int64_t together = fill.numel(); next != end; all.back().last = ++next) {  // small ones together
+      together += next->numel();
+      if (together > piece) break;
     }
   }
   return all;
 }
 
-// Threads that are there from one call to the next: to wake one takes a few microseconds, to start one tens, and on a
-// busy machine a new one may wait for milliseconds until it first runs, which the call would wait for too.
-class Helpers {
- public:
-  // Runs `work` here, and in up to `count` other threads at the same time. Waits for those that began, not for those
-  // that have not yet when the work is done.
-  static void serve(int count, const std::function<void()>& work) {
-    if (count < 1) return work();
-    Helpers& all = here();
-    Job job{&work, count, 0};
-    {
-      const std::lock_guard<std::mutex> lock(all.mutex_);
-      all.jobs_.push_back(&job);
-      all.wanted_ += count;
-      all.grow();
-    }
-    for (int i = 0; i < count; ++i) all.wake_.notify_one();
-    work();
-    std::unique_lock<std::mutex> lock(all.mutex_);
-    if (job.wanted > 0) {
-      all.wanted_ -= job.wanted;
-      all.jobs_.erase(std::find(all.jobs_.begin(), all.jobs_.end(), &job));
-    }
-    all.done_.wait(lock, [&] { return job.running == 0; });
+}  // namespace
+
+// What the threads at a batch share.
+struct Batch::Job {
+  Job(std::vector<Fill> all, int threads) : kernels(*chosen.load()), fills(std::move(all)) {
+    int64_t elements = 0;
+    for (const Fill& fill : fills) elements += fill.numel();
+    const int64_t useful = elements < kThreadElements ? 1 : elements / kThreadElements + 1;
+    if (threads > useful) threads = static_cast<int>(useful);
+    if (threads < 1) threads = 1;
+    work = pieces(fills, threads, elements);
+    const int most = static_cast<int>(work.size());
+    wanted = (threads < most ? threads : most) - 1;
   }
 
- private:
-  struct Job {
-    const std::function<void()>* work;
-    int wanted, running;  // threads that it could still use; that are at it
-  };
+  // Takes pieces until there are no more.
+  void run() {
+    const DefaultFloatingPoint guard;
+    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < work.size();) {
+      const Piece& p = work[i];
+      for (const Fill* fill = p.first; fill != p.last; ++fill) {
+        const int64_t end = p.last - p.first == 1 ? p.end : length_of(*fill);
+        (fill->kind == Kind::sparse ? kernels.sparse_columns : kernels.range)(*fill, p.begin, end);
+      }
+    }
+  }
 
+  const Kernels& kernels;
+  const std::vector<Fill> fills;
+  std::vector<Piece> work;
+  int wanted, running = 0;                  // helpers that it could still use; that are at it
+  alignas(64) std::atomic<size_t> next{0};  // away from what is only read
+};
+
+// Threads that are there from one call to the next: to wake one takes a few microseconds, to start one tens, and on a
+// busy machine a new one may wait for milliseconds until it first runs, which the call would wait for too.
+class Batch::Helpers {
+ public:
   // Those of this process: a child of fork() has none of its parent's threads, and may find its locks held. They are
   // never taken down, since they may be waiting when the process ends.
   static Helpers& here() {
@@ -137,9 +151,28 @@ class Helpers {
     return *found;
   }
 
-  // As many threads as are wanted now. If no more can be had, those that there are do it all.
-  void grow() {
-    while (threads_ - busy_ < wanted_) {
+  // Lets helpers run the job too, as many as it wants.
+  void begin(Job& job) {
+    const int count = job.wanted;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      jobs_.push_back(&job);
+      grow(count);
+    }
+    for (int i = 0; i < count; ++i) wake_.notify_one();
+  }
+
+  // Waits for those that are at it, not for those that have not begun: there is nothing left to do.
+  void end(Job& job) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (job.wanted > 0) jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));
+    done_.wait(lock, [&] { return job.running == 0; });
+  }
+
+ private:
+  // If no more threads can be had, those that there are do it all.
+  void grow(int count) {
+    while (threads_ < count) {
       try {
         std::thread([this] { loop(); }).detach();
       } catch (const std::system_error&) {
@@ -154,14 +187,11 @@ class Helpers {
     while (true) {
       wake_.wait(lock, [this] { return !jobs_.empty(); });
       Job& job = *jobs_.front();
-      --wanted_;
       if (--job.wanted == 0) jobs_.pop_front();
       ++job.running;
-      ++busy_;
       lock.unlock();
-      (*job.work)();
+      job.run();
       lock.lock();
-      --busy_;
       if (--job.running == 0) done_.notify_all();
     }
   }
@@ -170,10 +200,23 @@ class Helpers {
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   std::deque<Job*> jobs_;
-  int threads_ = 0, busy_ = 0, wanted_ = 0;
+  int threads_ = 0;
 };
 
-}  // namespace
+Batch::Batch(std::vector<Fill> fills, int threads) : job_(new Job(std::move(fills), threads)) {
+  if (job_->wanted > 0) (helpers_ = &Helpers::here())->begin(*job_);
+}
+
+void Batch::finish() {
+  if (!job_) return;
+  job_->run();
+  if (helpers_ != nullptr) helpers_->end(*job_);
+  job_.reset();
+}
+
+Batch::~Batch() { finish(); }
+
+void fill_cpu(std::vector<Fill> fills, int threads) { Batch(std::move(fills), threads).finish(); }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
@@ -196,34 +239,6 @@ void set_instruction_set(const std::string& name) {
     }
   }
   throw std::invalid_argument("this machine has no instruction set '" + name + "'");
-}
-
-void fill_cpu(const std::vector<Fill>& fills, int threads) {
-  const Kernels& kernels = *chosen.load();
-  if (threads < 1) threads = 1;
-  int64_t elements = 0;
-  for (const Fill& fill : fills) elements += fill.numel();
-  if (threads == 1 || elements < kThreadElements) {  // nothing to share out
-    const DefaultFloatingPoint guard;
-    for (const Fill& fill : fills) {
-      const bool columns = fill.kind == Kind::sparse;
-      if (fill.numel() > 0)
-        (columns ? kernels.sparse_columns : kernels.range)(fill, 0, columns ? fill.sizes[1] : fill.numel());
-    }
-    return;
-  }
-  const std::vector<Piece> work = pieces(fills, threads, elements);
-  std::atomic<size_t> next{0};
-  const int64_t useful = elements / kThreadElements + 1;
-  int64_t helpers = (threads < useful ? threads : useful) - 1;
-  if (helpers >= static_cast<int64_t>(work.size())) helpers = static_cast<int64_t>(work.size()) - 1;
-  Helpers::serve(static_cast<int>(helpers), [&] {
-    const DefaultFloatingPoint guard;
-    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < work.size();) {
-      const Piece& p = work[i];
-      (p.fill->kind == Kind::sparse ? kernels.sparse_columns : kernels.range)(*p.fill, p.begin, p.end);
-    }
-  });
 }
 
 }  // namespace fastinit

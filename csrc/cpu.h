@@ -2,6 +2,7 @@
 #pragma once
 #include <stdint.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,8 +10,25 @@
 
 namespace fastinit {
 
-// Runs every fill, on at most `threads` threads, whatever the shapes.
-void fill_cpu(const std::vector<Fill>& fills, int threads);
+// Fills that are being run, on at most `threads` threads, whatever the shapes: others begin at once, so that the caller
+// can prepare the next batch meanwhile; the caller's thread joins in finish(), after which all is done.
+class Batch {
+ public:
+  Batch(std::vector<Fill> fills, int threads);
+  ~Batch();
+  Batch(const Batch&) = delete;
+  Batch& operator=(const Batch&) = delete;
+  void finish();
+
+ private:
+  struct Job;
+  class Helpers;
+  std::unique_ptr<Job> job_;
+  Helpers* helpers_ = nullptr;
+};
+
+// A batch from its beginning to its end.
+void fill_cpu(std::vector<Fill> fills, int threads);
 
 // Which of the compiled instruction sets serves, best first in `instruction_sets`.
 std::vector<std::string> instruction_sets();

@@ -264,11 +264,16 @@ void sparse_columns(const Fill& fill, int64_t begin, int64_t end) {
     for (int j = 0; j < width; ++j) left[j] = static_cast<uint32_t>(c.zeros);
     for (int64_t row = 0; row < c.row0 + rows; ++row) {
       const uint64_t index = static_cast<uint64_t>(row * c.cols + c.col0 + col);
+      const bool inside = row >= c.row0;
+      unsigned char* to = fill.data + (inside ? ((row - c.row0) * fill.strides[0] + col * fill.strides[1]) * size : 0);
+      if (inside && fill.strides[1] == 1) {
+        // The row is stored in one go below: were its lines not there by then, the stores of the next words would wait.
+        for (int at = 0; at < width * size; at += 64) __builtin_prefetch(to + at, 1);
+      }
       run32<BitsOf, F32>(numbers, choices, index, width, reinterpret_cast<unsigned char*>(words), 1);
       choose(words, left, static_cast<uint32_t>(c.rows - row), width);
-      if (row < c.row0) continue;
+      if (!inside) continue;
       normal(numbers, values, index, width, row_values, 1);
-      unsigned char* to = fill.data + ((row - c.row0) * fill.strides[0] + col * fill.strides[1]) * size;
       const int32_t* keep = reinterpret_cast<const int32_t*>(words);
       switch (size) {
         case 1:

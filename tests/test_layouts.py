@@ -237,7 +237,7 @@ PIECE = 2**16
     ids=str,
 )
 def test_one_tensor_on_threads(initializer: Initializer, dtype: torch.dtype, threads: int, isa: str) -> None:
-    # Four pieces; the tensor begins in the middle of a block and of a pair. The reference looks at the seams.
+    # The tensor begins in the middle of a block and of a pair. The reference looks where pieces end.
     shape, first, size = (2**40,), 2**33 + 1003, 3 * PIECE + 77
     tensor = dirty((size,), dtype)
     fill([part_of(tensor, shape, [(first, first + size)], initializer)])
@@ -261,6 +261,20 @@ def test_a_sparse_matrix_on_threads(threads: int) -> None:
     fill([part_of(tensor, (4096, 150), box, Sparse(0.9))])
     whole = expected(Sparse(0.9), (4096, 150), torch.float32)
     np.testing.assert_array_equal(bits_of(tensor), whole[4000:4096, 64:150])
+
+
+def test_neighbours_of_all_sizes_on_threads(threads: int) -> None:
+    """Threads take small fills together, and large ones (and the columns of sparse ones) in parts."""
+    shapes = [(1,), (7,), (3 * PIECE,), (5,), (2, 700), (1,), (0, 4), (3, 300), (5000, 1), (PIECE,), (4096,), (1,)]
+    fills, alone = [], []
+    for n, shape in enumerate(shapes):
+        initializer = Sparse(0.5) if len(shape) == 2 else Normal()
+        fills.append(Fill(dirty(shape, torch.float32), initializer, SEED, STREAM + n))
+        alone.append(dirty(shape, torch.float32))
+        fill([Fill(alone[-1], initializer, SEED, STREAM + n)])  # on one thread, but for the large one
+    fill(fills)
+    for one, other in zip(fills, alone, strict=True):
+        assert torch.equal(one.tensor, other)
 
 
 def test_calls_at_once_share_the_threads() -> None:

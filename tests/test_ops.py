@@ -163,6 +163,39 @@ def test_region_is_a_part_of_the_whole(initializer: Any) -> None:
     assert torch.equal(part, whole[3:7, 2:5])
 
 
+@pytest.fixture
+def by_threes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of fresh tensors is handed over by three fills at a time, at most two times ahead."""
+    monkeypatch.setattr(ops, "_TOGETHER", 3)
+    monkeypatch.setattr(ops, "_AHEAD", 2)
+
+
+@pytest.mark.usefixtures("by_threes", "threads")
+@pytest.mark.parametrize("count", [2, 3, 4, 9, 40])
+def test_a_batch_by_and_by_is_the_batch_at_once(count: int) -> None:
+    def fills() -> list[Fill]:
+        return [Fill(torch.zeros(30_000 + n), Normal(), 1, n) for n in range(count)]
+
+    by_and_by, at_once = fills(), fills()
+    ops.fill(by_and_by, fresh=True)
+    ops.fill(at_once)
+    assert all(torch.equal(a.tensor, b.tensor) for a, b in zip(by_and_by, at_once, strict=True))
+    assert all(bool(f.tensor.any()) for f in at_once)
+
+
+@pytest.mark.usefixtures("by_threes", "threads")
+def test_nothing_is_at_work_when_a_batch_has_failed() -> None:
+    """Its last fill is refused when the others have begun: they are finished first, so their memory may go."""
+    tensors = [torch.zeros(400_000) for _ in range(6)]
+    bad = Fill(torch.zeros(3, 1).expand(3, 3), Normal())
+    with pytest.raises(RuntimeError, match="more than one element"):
+        ops.fill([*(Fill(t, Normal(), 1, n) for n, t in enumerate(tensors)), bad], fresh=True)
+    for t in tensors:
+        t.zero_()
+    time.sleep(0.02)
+    assert not any(bool(t.any()) for t in tensors)
+
+
 def test_region_of_a_complex_tensor() -> None:
     whole, part = torch.empty(9, 7, dtype=torch.complex64), torch.empty(4, 3, dtype=torch.complex64)
     ops.fill([Fill(whole, Normal(), 1, 2)])

@@ -14,6 +14,20 @@ def fill_cpu(
 ) -> None:
     """Run a batch of fills on ``threads`` threads; without the GIL, unless it is small."""
 
+class BatchOnCpu:
+    """A batch of fills that other threads have begun; its tensors' memory has to be there until it is finished."""
+
+    def __init__(
+        self,
+        tensors: Sequence[Any],
+        codes: dict[Any, int] | None,
+        recipe: Sequence[int],
+        params: Sequence[float],
+        threads: int,
+    ) -> None: ...
+    def finish(self) -> None:
+        """Take part in what is left of it, without the GIL, and wait for the other threads."""
+
 def lowered(
     tensors: Sequence[Any], codes: dict[Any, int] | None, recipe: Sequence[int], params: Sequence[float]
 ) -> list[dict[str, Any]]:

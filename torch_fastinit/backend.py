@@ -23,7 +23,7 @@ import torch
 
 from torch_fastinit import _C
 
-__all__ = ["DEVICES", "DTYPE_CODES", "backends", "run"]
+__all__ = ["DEVICES", "DTYPE_CODES", "backends", "begin", "run"]
 
 #: dtypes that the kernels write; csrc/fill.h has the same list. A constant goes into any dtype, by its bit pattern: the
 #: code of others is the last of fill.h's plus the item size.
@@ -145,6 +145,22 @@ def run(device: str, tensors: Sequence[torch.Tensor], recipe: Sequence[int], par
     if device not in _serving:
         _serving[device] = _decide(device)
     _serving[device][1](tensors, recipe, params)
+
+
+def begin(
+    device: str, tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]
+) -> Callable[[], None]:
+    """:func:`run`, of which other threads may still be at work: all of it is done when what this returns was called."""
+    if device not in _serving:
+        _serving[device] = _decide(device)
+    if _serving[device][1] is not _fill_cpu:  # on a GPU a batch is in the queue already
+        _serving[device][1](tensors, recipe, params)
+        return _nothing
+    return _C.BatchOnCpu(tensors, DTYPE_CODES, recipe, params, torch.get_num_threads()).finish
+
+
+def _nothing() -> None:
+    pass
 
 
 def backends(**force: str) -> dict[str, str]:

@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.autograd import profiler
 from torch.overrides import has_torch_function_unary
 
-from torch_fastinit.backend import DEVICES, DTYPE_CODES, run
+from torch_fastinit.backend import DEVICES, DTYPE_CODES, begin, run
 from torch_fastinit.initializers import Bits, Constant, Initializer, Kind, Normal, Program, Uniform
 from torch_fastinit.stream import draw_seed, draw_stream, to_signed
 
@@ -66,12 +67,36 @@ class Fill:
     second: int | None = None
 
 
+#: So many fills are handed to a backend at a time, and so many times before the first of them has to be done: other
+#: threads are at them while Python describes the next ones.
+_TOGETHER, _AHEAD = 256, 4
+
+
 def fill(fills: Sequence[Fill], *, fresh: bool = False) -> None:
-    """Run a batch of fills (all on one device) as one op.
+    """Run a batch of fills (all on one device), as one op.
 
     ``fresh`` says that the caller has just made the tensors, ordinary ones: then the op's kernel is called without
     torch's dispatcher, which would carry every number of the batch to and fro, unless something watches this thread.
     """
+    if not fills:
+        return
+    device = fills[0].tensor.device.type
+    if not fresh or device not in DEVICES or _watched():
+        _fill_batch_op(*_described(fills))
+    elif len(fills) <= _TOGETHER:
+        run(device, *_described(fills))
+    else:
+        begun: deque[Callable[[], None]] = deque()
+        for first in range(0, len(fills), _TOGETHER):
+            if len(begun) == _AHEAD:
+                begun.popleft()()
+            begun.append(begin(device, *_described(fills[first : first + _TOGETHER])))
+        for finish in begun:
+            finish()
+
+
+def _described(fills: Sequence[Fill]) -> tuple[list[torch.Tensor], list[int], list[float]]:
+    """A batch as it travels: tensors, recipe, params."""
     tensors: list[torch.Tensor] = []
     recipe: list[int] = []
     params: list[float] = []
@@ -99,13 +124,7 @@ def fill(fills: Sequence[Fill], *, fresh: bool = False) -> None:
             for step in program.steps:
                 recipe += (step.op, DTYPE_CODES[step.dtype])
                 params.append(step.operand)
-    if not tensors:
-        return
-    device = tensors[0].device.type
-    if fresh and device in DEVICES and not _watched():
-        run(device, tensors, recipe, params)
-    else:
-        _fill_batch_op(tensors, recipe, params)
+    return tensors, recipe, params
 
 
 def _key_set(*names: str) -> int:
