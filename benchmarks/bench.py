@@ -5,8 +5,8 @@
     make bench ARGS="--parts fills --only float32 --rounds 9"
 
 Parts: every fill at one size (fills), fills by the size of the tensor (sizes), time by the number of tensors (tensors),
-speed by the number of threads (threads), construction and fill of whole models (models). docs/benchmarks.md says what
-the columns mean.
+speed by the number of threads (threads), construction and fill of whole models (models), their fill in new processes
+with and without huge pages (pages). docs/benchmarks.md says what the columns mean.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,9 +26,9 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import CONTESTANTS, Case, Result, cases, environment, measure, stateless
 from plots import draw_all
-from sweeps import by_count, by_size, by_threads, of_models, powers_of_two
+from sweeps import by_count, by_pages, by_size, by_threads, of_models, powers_of_two
 
-PARTS = ("fills", "sizes", "tensors", "threads", "models")
+PARTS = ("fills", "sizes", "tensors", "threads", "models", "pages")
 
 
 def table(rows: Iterable[tuple[str, ...]]) -> str:
@@ -131,6 +132,19 @@ def models_text(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def pages_text(rows: list[dict[str, Any]]) -> str:
+    lines = [("fill, memory new", "usual pages (s)", "least to most", "huge pages (s)", "least to most", "speed-up")]
+    for row in rows:
+        usual, huge = row["huge pages"]["0"], row["huge pages"]["1"]
+        cells = [c for t in (usual, huge) for c in (f"{median(t):.3f}", f"{min(t):.3f} to {max(t):.3f}")]
+        lines.append((f"{row['model']}, {row['dtype']}", *cells, f"{median(usual) / median(huge):.2f}x"))
+    chosen = "huge" if rows[0]["by default"] else "usual"
+    return (
+        f"## Huge pages\n\n{table(lines)}\n\nMedians of {len(usual)} new processes of each kind, in turn. Without "
+        f"FASTINIT_HUGE_PAGES, torch_fastinit asks for {chosen} pages on this machine."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, metavar="PART", help="default: all; with --only: fills")
@@ -192,6 +206,10 @@ def main() -> None:
         if "models" in parts:
             report["models"] = of_models(rounds, quick, note)
             texts.append(models_text(report["models"]))
+
+        if "pages" in parts:
+            report["pages"] = by_pages(rounds, quick, note)
+            texts.append(pages_text(report["pages"]))
 
     about = ", ".join(f"{key} {value}" for key, value in report["environment"].items())
     _, reason = stateless(torch.float32)

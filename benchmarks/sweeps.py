@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 from cases import Case, Contestant, alternate, cases, contestants
+from models import MODELS
 
 import torch_fastinit as fastinit
+from torch_fastinit import backend
 from torch_fastinit.initializers import Normal
 from torch_fastinit.ops import Fill, fill
 
@@ -118,10 +120,15 @@ def batch_of(tensors: list[torch.Tensor]) -> list[Fill]:
 
 
 def by_count(counts: list[int], rounds: int, note: Note, elements: int = 1024) -> list[Row]:
-    """Seconds for so many tensors of 1024 elements: the fills alone, and as the parameters of a module."""
+    """Seconds for so many tensors of 1024 elements: the fills alone, and as the parameters of a module.
+
+    What is measured is a thousand tensors or more, so few of them several times: a single call that takes microseconds
+    would mostly show how long it is since the one before.
+    """
     rows = []
     for count in counts:
         note(f"{count:,} tensors")
+        times = range(-(-1000 // count))
         tensors = [torch.zeros(elements) for _ in range(count)]
         fills = batch_of(tensors)
 
@@ -129,27 +136,40 @@ def by_count(counts: list[int], rounds: int, note: Note, elements: int = 1024) -
             with fastinit.deferred():
                 return Many(count, elements)
 
-        def torch_fills(_: object, tensors: list[torch.Tensor] = tensors) -> None:
+        def repeated(run: Callable[[], object], times: range = times) -> Callable[[object], None]:
+            def all_of_them(_: object) -> None:
+                for _ in times:
+                    run()
+
+            return all_of_them
+
+        def torch_fills(tensors: list[torch.Tensor] = tensors) -> None:
             for t in tensors:
                 t.normal_()
 
+        def prepared(times: range = times, deferred: Callable[[], Many] = deferred) -> list[Many]:
+            modules = [deferred() for _ in times]
+            gc.collect()
+            return modules
+
+        def materialized(modules: list[Many]) -> None:
+            for module in modules:
+                fastinit.materialize(module, seed=0)
+
         racing = [
-            Contestant("torch: normal_ on each", torch_fills),
-            Contestant("fastinit: one batch", lambda _, fills=fills: fill(fills)),
-            Contestant("torch: a module", lambda _, count=count: Many(count, elements), prepare=_collect),
+            Contestant("torch: normal_ on each", repeated(torch_fills)),
+            Contestant("fastinit: one batch", repeated(lambda fills=fills: fill(fills, fresh=True))),
+            Contestant("torch: a module", repeated(lambda count=count: Many(count, elements)), prepare=_collect),
             Contestant(
                 "fastinit: a module, deferred and materialized",
-                lambda _: fastinit.materialize(deferred(), seed=0),
+                repeated(lambda deferred=deferred: fastinit.materialize(deferred(), seed=0)),
                 prepare=_collect,
             ),
-            Contestant(
-                "fastinit: materialize alone",
-                lambda module: fastinit.materialize(module, seed=0),
-                prepare=lambda: (_collect(), deferred())[1],
-            ),
+            Contestant("fastinit: materialize alone", materialized, prepare=prepared),
         ]
         measured = alternate(racing, rounds)
-        rows.append({"tensors": count, "elements": elements, "seconds": {who: m.median for who, m in measured.items()}})
+        seconds = {who: m.median / len(times) for who, m in measured.items()}
+        rows.append({"tensors": count, "elements": elements, "seconds": seconds})
     return rows
 
 
@@ -183,9 +203,10 @@ def by_threads(elements: int, counts: list[int], rounds: int, note: Note) -> lis
                 for t in tensors:
                     t.zero_()
 
+            runs = {"torch": torch_fills, "ours": lambda _, fills=fills: fill(fills, fresh=True), "zero_": zeros}
             racing = [
                 Contestant(f"{who} {n}", run, prepare=lambda n=n: torch.set_num_threads(n))
-                for who, run in (("torch", torch_fills), ("ours", lambda _, f=fills: fill(f)), ("zero_", zeros))
+                for who, run in runs.items()
                 for n in counts
             ]
             measured = alternate(racing, rounds, patience=30)
@@ -231,6 +252,27 @@ def of_models(rounds: int, tiny: bool, note: Note) -> list[Row]:
     return rows
 
 
+# Memory that nobody has touched --------------------------------------------------------------------------------------
+
+
+def by_pages(rounds: int, tiny: bool, note: Note) -> list[Row]:
+    """Seconds of the fill of whole models in new processes, in pages of the usual size and in huge ones, in turn."""
+    rows = []
+    for model, dtype in MODELED[:1] if tiny else MODELED:
+        arguments = [model, "fastinit", dtype, "--threads", str(torch.get_num_threads()), *["--tiny"] * tiny]
+        seconds: dict[str, list[float]] = {"0": [], "1": []}
+        for n in range(rounds):
+            for wish, taken in seconds.items():
+                note(f"{model} {dtype}, new memory, huge pages {wish}, round {n + 1}")
+                run = _child("one_model.py", *arguments, environment={"FASTINIT_HUGE_PAGES": wish})
+                taken.append(run["seconds"]["fill"])
+        rows.append(
+            {"model": MODELS[model].title, "dtype": dtype, "bytes": run["bytes"], "huge pages": seconds}
+            | {"by default": backend.huge_pages()}
+        )
+    return rows
+
+
 def _child(script: str, *arguments: str, environment: dict[str, str] = KEEP_MEMORY) -> Row:
     command = [sys.executable, str(HERE / script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
@@ -242,7 +284,6 @@ def _child(script: str, *arguments: str, environment: dict[str, str] = KEEP_MEMO
 def warm_model(model: str, dtype: str, rounds: int, tiny: bool) -> Row:
     """Both ways of building a model in turn, in this process, after a discarded build of each."""
     import transformers
-    from models import MODELS
 
     recipe = MODELS[model]
     config, auto = recipe.make_config(tiny), getattr(transformers, recipe.auto)

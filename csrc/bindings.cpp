@@ -230,10 +230,14 @@ PYBIND11_MODULE(_C, m) {
   m.attr("fill_cpu") = owned(PyCFunction_New(&kFillCpu, nullptr));
   // The tensors' memory has to be there until it is finished, which it also is when this object goes.
   py::class_<fastinit::Batch>(m, "BatchOnCpu", "A batch of fills that other threads have begun.")
-      .def(py::init([](py::handle tensors, py::handle codes, py::handle recipe, py::handle params, int64_t threads) {
-             return std::make_unique<fastinit::Batch>(lower(tensors, codes, recipe, params), as_threads(threads));
+      .def(py::init([](py::handle tensors, py::handle codes, py::handle recipe, py::handle params, int64_t threads,
+                       bool huge_pages) {
+             std::vector<Fill> fills = lower(tensors, codes, recipe, params);
+             if (huge_pages) fastinit::ask_for_huge_pages(fills);
+             return std::make_unique<fastinit::Batch>(std::move(fills), as_threads(threads));
            }),
-           py::arg("tensors"), py::arg("codes"), py::arg("recipe"), py::arg("params"), py::arg("threads"))
+           py::arg("tensors"), py::arg("codes"), py::arg("recipe"), py::arg("params"), py::arg("threads"),
+           py::arg("huge_pages"))
       .def("finish", &fastinit::Batch::finish, py::call_guard<py::gil_scoped_release>(),
            "Take part in what is left of it, without the GIL, and wait for the other threads.");
   m.def(

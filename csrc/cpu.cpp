@@ -1,6 +1,7 @@
 // Threads and the choice of instruction set.
 #include "cpu.h"
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -67,6 +68,8 @@ struct Piece {
 constexpr int64_t kPieceElements = 1 << 16, kLeastPieceElements = 1 << 12;
 constexpr int64_t kPiecesForThread = 16;
 constexpr int64_t kColumns = 128;
+// Smaller tensors lie in no huge page, or share one.
+constexpr uintptr_t kHugePageFrom = 1 << 20;
 // Below this many elements a batch is not worth waking a thread for.
 constexpr int64_t kThreadElements = 1 << 16;
 
@@ -202,6 +205,21 @@ class Batch::Helpers {
   std::deque<Job*> jobs_;
   int threads_ = 0;
 };
+
+void ask_for_huge_pages(const std::vector<Fill>& fills) {
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  for (const Fill& fill : fills) {
+    if (fill.dims != 1 || fill.strides[0] != 1) continue;
+    const uintptr_t first = reinterpret_cast<uintptr_t>(fill.data);
+    const uintptr_t bytes = static_cast<uintptr_t>(fill.sizes[0]) * static_cast<uintptr_t>(fill.item_size);
+    if (bytes < kHugePageFrom) continue;
+    // Also the pages that it begins and ends in: so the mappings of neighbours stay one, which huge pages can span.
+    const uintptr_t from = first / page * page, to = (first + bytes + page - 1) / page * page;
+#ifdef MADV_HUGEPAGE
+    madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // a wish: no error matters
+#endif
+  }
+}
 
 Batch::Batch(std::vector<Fill> fills, int threads) : job_(new Job(std::move(fills), threads)) {
   if (job_->wanted > 0) (helpers_ = &Helpers::here())->begin(*job_);

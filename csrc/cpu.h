@@ -30,6 +30,9 @@ class Batch {
 // A batch from its beginning to its end.
 void fill_cpu(std::vector<Fill> fills, int threads);
 
+// Asks the system for huge pages where these fills will be the first to touch memory.
+void ask_for_huge_pages(const std::vector<Fill>& fills);
+
 // Which of the compiled instruction sets serves, best first in `instruction_sets`.
 std::vector<std::string> instruction_sets();
 std::string instruction_set();

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,3 +113,68 @@ def test_what_cannot_be_forced_says_why(monkeypatch: pytest.MonkeyPatch) -> None
         fastinit.backends(cpu="triton")
     with pytest.raises(RuntimeError, match=r"no backend .* device type 'xpu' \(triton: Triton is not installed\)"):
         backend._decide("xpu")
+
+
+# Huge pages -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def undecided_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("FASTINIT_HUGE_PAGES", raising=False)
+    backend.huge_pages.cache_clear()
+    yield
+    backend.huge_pages.cache_clear()
+
+
+@pytest.mark.usefixtures("undecided_pages")
+@pytest.mark.parametrize(
+    ("features", "asked"),
+    [([], True), (["01100101" + "0" * 120], False), (["01100001", "0" * 128], True), (["0" * 128, "000001"], False)],
+    ids=["no balloon", "reporting", "not reporting", "the second is reporting"],
+)
+def test_huge_pages_unless_free_memory_goes_back(
+    features: list[str], asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n, text in enumerate(features):
+        (tmp_path / f"virtio{n}").mkdir()
+        (tmp_path / f"virtio{n}" / "features").write_text(text + "\n")
+    monkeypatch.setattr(backend, "_BALLOONS", str(tmp_path / "virtio*" / "features"))
+    assert backend.huge_pages() is asked
+
+
+@pytest.mark.usefixtures("undecided_pages")
+def test_an_unknown_wish_for_huge_pages_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTINIT_HUGE_PAGES", "yes")
+    layer = fastinit.skip_init(torch.nn.Linear, 3, 2)
+    with pytest.raises(ValueError, match="FASTINIT_HUGE_PAGES is 'yes'; it can be 1, 0 or unset"):
+        fastinit.materialize(layer)
+    assert fastinit.is_deferred(layer)
+
+
+def flags_of(tensor: torch.Tensor) -> set[str]:
+    """What the system keeps about the mapping in which the middle of a tensor lies."""
+    middle = tensor.data_ptr() + tensor.nbytes // 2
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        word = line.split()[0]
+        if not word.endswith(":"):
+            start, end = (int(address, 16) for address in word.split("-"))
+            inside = start <= middle < end
+        elif inside and word == "VmFlags:":
+            return set(line.split()[1:])
+    raise AssertionError("the tensor lies in no mapping")
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this system has no transparent huge pages"
+)
+@pytest.mark.usefixtures("undecided_pages")
+@pytest.mark.parametrize("wish", ["0", "1"])
+def test_large_fresh_tensors_ask_for_huge_pages(wish: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTINIT_HUGE_PAGES", wish)
+    # Larger than the GNU C library keeps in its heap: each has a mapping of its own, which goes when it is freed.
+    layer = fastinit.skip_init(torch.nn.Linear, 4096, 3000, bias=False)
+    fastinit.materialize(layer, seed=0)
+    assert ("hg" in flags_of(layer.weight)) == (wish == "1")
+    eager = fastinit.init.normal_(torch.empty(4096, 3000))
+    assert "hg" not in flags_of(eager)  # whose memory it is, we do not know

@@ -84,9 +84,10 @@ def test_sweeps_are_in_the_tables_the_json_and_the_pictures(tmp_path: Path) -> N
         assert "<!-- GB/s -->" in path.read_text() or "<!-- seconds -->" in path.read_text()
 
 
-def test_models_with_warm_memory(tmp_path: Path) -> None:
-    out = run(BENCHMARKS / "bench.py", "--parts", "models", "--quick", "--json", "bench.json", cwd=tmp_path)
-    (row,) = json.loads((tmp_path / "bench.json").read_text())["models"]
+def test_models_with_warm_memory_and_with_new(tmp_path: Path) -> None:
+    out = run(BENCHMARKS / "bench.py", "--parts", "models", "pages", "--quick", "--json", "bench.json", cwd=tmp_path)
+    report = json.loads((tmp_path / "bench.json").read_text())
+    (row,) = report["models"]
     assert (row["model"], row["dtype"], row["parameters"]) == ("GPT-2 124M", "float32", 198_400)
     assert [len(rounds) for rounds in row["rounds"].values()] == [3, 3]
     assert 0 < row["parts"]["construct"] < row["seconds"]["fastinit"]
@@ -94,6 +95,11 @@ def test_models_with_warm_memory(tmp_path: Path) -> None:
     assert "| GPT-2 124M, float32 " in out
     # What is freed is found again: a build touches few pages for the first time.
     assert max(row["faults"].values()) < row["bytes"] / 4096 / 4, row["faults"]
+    (row,) = report["pages"]
+    assert (row["model"], row["dtype"]) == ("GPT-2 124M", "float32")
+    assert {wish: len(seconds) for wish, seconds in row["huge pages"].items()} == {"0": 3, "1": 3}
+    assert all(0 < s < 10 for seconds in row["huge pages"].values() for s in seconds)
+    assert "## Huge pages" in out
 
 
 def test_pytest_benchmark_has_every_case() -> None:

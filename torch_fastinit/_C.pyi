@@ -15,7 +15,10 @@ def fill_cpu(
     """Run a batch of fills on ``threads`` threads; without the GIL, unless it is small."""
 
 class BatchOnCpu:
-    """A batch of fills that other threads have begun; its tensors' memory has to be there until it is finished."""
+    """A batch of fills that other threads have begun; its tensors' memory has to be there until it is finished.
+
+    ``huge_pages`` asks the system for those, for large tensors.
+    """
 
     def __init__(
         self,
@@ -24,6 +27,7 @@ class BatchOnCpu:
         recipe: Sequence[int],
         params: Sequence[float],
         threads: int,
+        huge_pages: bool,
     ) -> None: ...
     def finish(self) -> None:
         """Take part in what is left of it, without the GIL, and wait for the other threads."""

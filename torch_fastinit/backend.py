@@ -9,12 +9,13 @@ device      backends, the first that can serve it does
 ==========  =======================================================================================================
 
 The environment variable ``FASTINIT_BACKEND`` names one to be used for every device that it can serve;
-:func:`backends` forces one for a device.
+:func:`backends` forces one for a device. ``FASTINIT_HUGE_PAGES`` is for fresh CPU memory (:func:`huge_pages`).
 """
 
 from __future__ import annotations
 
 import functools
+import glob
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -150,17 +151,42 @@ def run(device: str, tensors: Sequence[torch.Tensor], recipe: Sequence[int], par
 def begin(
     device: str, tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]
 ) -> Callable[[], None]:
-    """:func:`run`, of which other threads may still be at work: all of it is done when what this returns was called."""
+    """:func:`run` for tensors in fresh memory: other threads may still be at it, until what this returns is called."""
     if device not in _serving:
         _serving[device] = _decide(device)
     if _serving[device][1] is not _fill_cpu:  # on a GPU a batch is in the queue already
         _serving[device][1](tensors, recipe, params)
         return _nothing
-    return _C.BatchOnCpu(tensors, DTYPE_CODES, recipe, params, torch.get_num_threads()).finish
+    return _C.BatchOnCpu(tensors, DTYPE_CODES, recipe, params, torch.get_num_threads(), huge_pages()).finish
 
 
 def _nothing() -> None:
     pass
+
+
+#: A virtual machine's devices of the kind that takes memory away from it and gives it back.
+_BALLOONS = "/sys/bus/virtio/drivers/virtio_balloon/virtio*/features"
+#: The place in ``features`` of free page reporting (virtio 1.2, section 5.5.3: VIRTIO_BALLOON_F_REPORTING).
+_REPORTING = 5
+
+
+@functools.cache
+def huge_pages() -> bool:
+    """Whether the system is asked for huge pages where a large CPU tensor's memory is touched for the first time.
+
+    ``FASTINIT_HUGE_PAGES`` says 1 or 0. By default yes, but for a virtual machine that tells its host which pages are
+    free: it is those that a huge page is made of, and to get them back takes longer than to do without.
+    """
+    wanted = os.environ.get("FASTINIT_HUGE_PAGES", "")
+    if wanted not in ("", "0", "1"):
+        raise ValueError(f"FASTINIT_HUGE_PAGES is {wanted!r}; it can be 1, 0 or unset")
+    if wanted:
+        return wanted == "1"
+    for path in glob.glob(_BALLOONS):
+        with open(path) as features:
+            if features.read()[_REPORTING : _REPORTING + 1] == "1":
+                return False
+    return True
 
 
 def backends(**force: str) -> dict[str, str]:

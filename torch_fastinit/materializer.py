@@ -13,7 +13,7 @@ import torch
 from torch_fastinit.builder import Builder, TorchBuilder, unwritten_elements
 from torch_fastinit.inplace import put_in_place
 from torch_fastinit.meta import stand_in, was_meta
-from torch_fastinit.planner import DtypeRule, Target, make_plan, own_draws, streams_of, targets_of
+from torch_fastinit.planner import DtypeRule, Target, Work, make_plan, own_draws, streams_of, targets_of
 from torch_fastinit.replay import outside
 from torch_fastinit.stream import draw_seed, to_signed
 from torch_fastinit.tensor import Deferred
@@ -109,7 +109,22 @@ def _materialize(
     deferred = [target for target in targets if isinstance(target.tensor, Deferred)]
     if not deferred:
         return
-    works = make_plan(deferred, where, dtype)
+    with outside():
+        works = make_plan(deferred, where, dtype)
+        _refuse_unwritten(works)
+        builder: Builder
+        if replay == "torch":
+            builder = TorchBuilder(works, 0, {})
+        else:
+            streams = streams_of(own_draws(deferred, names))
+            builder = Builder(works, draw_seed() if seed is None else seed, streams)
+        if verify:
+            _verify(builder)
+        put_in_place(works, builder.build())
+
+
+def _refuse_unwritten(works: Sequence[Work]) -> None:
+    """Raise if a parameter has no initial value, or a tensor has lost what its constructor made of it."""
     lost = [work.target.name for work in works if work.how in ("unwritten", "zeros") and was_meta(work.target.tensor)]
     if lost:
         raise RuntimeError(
@@ -122,16 +137,6 @@ def _materialize(
             f"{_list(unwritten)}: nothing ever writes to these parameters, so they have no initial value; initialise "
             "them in the constructor, or inside fastinit.deferred() afterwards"
         )
-    with outside():
-        builder: Builder
-        if replay == "torch":
-            builder = TorchBuilder(works, 0, {})
-        else:
-            streams = streams_of(own_draws(deferred, names))
-            builder = Builder(works, draw_seed() if seed is None else seed, streams)
-        if verify:
-            _verify(builder)
-        put_in_place(works, builder.build())
 
 
 @contextlib.contextmanager

@@ -75,16 +75,15 @@ _TOGETHER, _AHEAD = 256, 4
 def fill(fills: Sequence[Fill], *, fresh: bool = False) -> None:
     """Run a batch of fills (all on one device), as one op.
 
-    ``fresh`` says that the caller has just made the tensors, ordinary ones: then the op's kernel is called without
-    torch's dispatcher, which would carry every number of the batch to and fro, unless something watches this thread.
+    ``fresh`` says that the caller has just made the tensors, ordinary ones whose memory nobody has touched: then the
+    backend is called without torch's dispatcher, which would carry every number of the batch to and fro, unless
+    something watches this thread.
     """
     if not fills:
         return
     device = fills[0].tensor.device.type
     if not fresh or device not in DEVICES or _watched():
         _fill_batch_op(*_described(fills))
-    elif len(fills) <= _TOGETHER:
-        run(device, *_described(fills))
     else:
         begun: deque[Callable[[], None]] = deque()
         for first in range(0, len(fills), _TOGETHER):

@@ -258,46 +258,45 @@ def result_dtype(dtype: DtypeRule, name: str, tensor: torch.Tensor) -> torch.dty
 def make_plan(
     targets: Sequence[Target], device: torch.device | None = None, dtype: DtypeRule = None, *, fold: bool = True
 ) -> list[Work]:
-    """How each deferred tensor among ``targets`` comes about."""
+    """How each deferred tensor among ``targets`` comes about. To be called :func:`outside`."""
     cache: dict[Storage, list[FillStep] | str] = {}
     works: list[Work] = []
-    with outside():
-        for target in targets:
-            tensor = target.tensor
-            if not isinstance(tensor, Deferred):
-                continue
-            value = tensor._value
-            storage = value.storage
-            shadow = value.shadow
-            wanted = shadow.dtype if dtype is None else result_dtype(dtype, target.name, tensor)
-            where = device or storage.device
-            if target.holder is not None and (wanted is not shadow.dtype or where != storage.device):
-                raise RuntimeError(
-                    f"{target.name!r} is held by a {type(target.holder).__name__}, which says that it is "
-                    f"{shadow.dtype} on {storage.device}, and so cannot be made "
-                    f"{wanted} on {where}: call module.to() afterwards"
-                )
-            if storage.shared is not None:
-                works.append(Work(target, value, wanted, where, None, "shared", ""))
-                continue
-            steps = cache.get(storage)
-            if steps is None:
-                steps = cache[storage] = fill_steps(storage) if fold or not storage.writes else "fold=False"
-            if not steps and not storage.writes and shadow.numel() > 0:
-                how = "unwritten" if target.role == "parameter" else "zeros"
-                works.append(Work(target, value, wanted, where, [], how, "nothing writes it"))
-                continue
-            if isinstance(steps, str):
-                works.append(Work(target, value, wanted, where, None, "replayed", steps))
-            elif wanted is shadow.dtype:
-                works.append(Work(target, value, wanted, where, steps, "one pass", ""))
+    for target in targets:
+        tensor = target.tensor
+        if not isinstance(tensor, Deferred):
+            continue
+        value = tensor._value
+        storage = value.storage
+        shadow = value.shadow
+        wanted = shadow.dtype if dtype is None else result_dtype(dtype, target.name, tensor)
+        where = device or storage.device
+        if target.holder is not None and (wanted is not shadow.dtype or where != storage.device):
+            raise RuntimeError(
+                f"{target.name!r} is held by a {type(target.holder).__name__}, which says that it is "
+                f"{shadow.dtype} on {storage.device}, and so cannot be made "
+                f"{wanted} on {where}: call module.to() afterwards"
+            )
+        if storage.shared is not None:
+            works.append(Work(target, value, wanted, where, None, "shared", ""))
+            continue
+        steps = cache.get(storage)
+        if steps is None:
+            steps = cache[storage] = fill_steps(storage) if fold or not storage.writes else "fold=False"
+        if not steps and not storage.writes and shadow.numel() > 0:
+            how = "unwritten" if target.role == "parameter" else "zeros"
+            works.append(Work(target, value, wanted, where, [], how, "nothing writes it"))
+            continue
+        if isinstance(steps, str):
+            works.append(Work(target, value, wanted, where, None, "replayed", steps))
+        elif wanted is shadow.dtype:
+            works.append(Work(target, value, wanted, where, steps, "one pass", ""))
+        else:
+            casts = [cast_step(step, wanted) if step.dtype is shadow.dtype else None for step in steps]
+            if value.whole and None not in casts:
+                works.append(Work(target, value, wanted, where, casts, "one pass", ""))  # type: ignore[arg-type]
             else:
-                casts = [cast_step(step, wanted) if step.dtype is shadow.dtype else None for step in steps]
-                if value.whole and None not in casts:
-                    works.append(Work(target, value, wanted, where, casts, "one pass", ""))  # type: ignore[arg-type]
-                else:
-                    why = f"cast to {short_name(wanted)} after {short_name(shadow.dtype)}"
-                    works.append(Work(target, value, wanted, where, None, "replayed", why))
+                why = f"cast to {short_name(wanted)} after {short_name(shadow.dtype)}"
+                works.append(Work(target, value, wanted, where, None, "replayed", why))
     return works
 
 
@@ -342,7 +341,8 @@ def plan(
 
 
 def _rows(targets: Sequence[Target], device: torch.device | None, dtype: DtypeRule) -> Iterator[Row]:
-    works = {id(work.target.tensor): work for work in make_plan(targets, device, dtype)}
+    with outside():
+        works = {id(work.target.tensor): work for work in make_plan(targets, device, dtype)}
     for target in targets:
         work = works.get(id(target.tensor))
         tensor = target.tensor if work is None else work.value.shadow
