@@ -37,27 +37,41 @@ FASTINIT_FN Philox philox_prepare(uint64_t seed, uint64_t stream, uint32_t block
   return p;
 }
 
-// The four words of each lane's block, whose number has the low half `block`.
-FASTINIT_FN void philox(U block, const Philox& p, U w[4]) {
+// The first two rounds, and one of the others.
+FASTINIT_FN void philox_begin(U block, const Philox& p, U w[4]) {
   U hi0, lo0, hi1, lo1;
   mul_wide(block, kPhiloxM0, hi0, lo0);
-  U c = bit_xor(hi0, splat(p.r1_c));
-  mul_wide(c, kPhiloxM1, hi1, lo1);
-  U a = bit_xor(hi1, splat(p.r2_a)), b = lo1, d = splat(p.r2_d);
-  c = bit_xor(lo0, splat(p.r2_c));
+  mul_wide(bit_xor(hi0, splat(p.r1_c)), kPhiloxM1, hi1, lo1);
+  w[0] = bit_xor(hi1, splat(p.r2_a));
+  w[1] = lo1;
+  w[2] = bit_xor(lo0, splat(p.r2_c));
+  w[3] = splat(p.r2_d);
+}
+FASTINIT_FN void philox_round(uint32_t key0, uint32_t key1, U w[4]) {
+  U hi0, lo0, hi1, lo1;
+  mul_wide(w[0], kPhiloxM0, hi0, lo0);
+  mul_wide(w[2], kPhiloxM1, hi1, lo1);
+  w[0] = xor3(hi1, w[1], splat(key0));
+  w[1] = lo1;
+  w[2] = xor3(hi0, w[3], splat(key1));
+  w[3] = lo0;
+}
+
+// The four words of each lane's block, whose number has the low half `block`; side by side for several lanes of blocks.
+template <int n>
+FASTINIT_FN void philox(const U (&block)[n], const Philox& p, U (&w)[n][4]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < n; ++i) philox_begin(block[i], p, w[i]);
 #pragma GCC unroll 8
   for (int r = 2; r < 10; ++r) {
-    mul_wide(a, kPhiloxM0, hi0, lo0);
-    mul_wide(c, kPhiloxM1, hi1, lo1);
-    a = xor3(hi1, b, splat(p.key0[r]));
-    b = lo1;
-    c = xor3(hi0, d, splat(p.key1[r]));
-    d = lo0;
+#pragma GCC unroll 4
+    for (int i = 0; i < n; ++i) philox_round(p.key0[r], p.key1[r], w[i]);
   }
-  w[0] = a;
-  w[1] = b;
-  w[2] = c;
-  w[3] = d;
+}
+FASTINIT_FN void philox(U block, const Philox& p, U w[4]) {
+  philox_begin(block, p, w);
+#pragma GCC unroll 8
+  for (int r = 2; r < 10; ++r) philox_round(p.key0[r], p.key1[r], w);
 }
 
 }  // namespace FASTINIT_ISA

@@ -259,10 +259,11 @@ def hot_loop(assembly: str, value: str, dtype: str) -> list[str]:
 def test_hot_loop(value: str, dtype: str, built: Path) -> None:
     loop = hot_loop((built / "cpu_kernels_neon.s").read_text(), value, dtype)
     count = Counter(instruction.split()[0] for instruction in loop)
-    # 18 products (10 rounds, of which the first two take one each) in two registers, each in a lower and an upper half.
-    assert (count["umull"], count["umull2"]) == (36, 36)
-    assert (count["uzp1"], count["uzp2"]) == (36, 36)
-    assert {"F32": count["st4"], "BF16": count["st2"], "E4M3": 2}[dtype] == 2
+    # Two tiles side by side: 18 products (10 rounds, of which the first two take one each) in two registers, each in a lower
+    # and an upper half.
+    assert (count["umull"], count["umull2"]) == (72, 72)
+    assert (count["uzp1"], count["uzp2"]) == (72, 72)
+    assert {"F32": count["st4"], "BF16": count["st2"], "E4M3": 4}[dtype] == 4
     # Nothing element by element: no scalar multiplication, no scalar float, no element moved out of a register.
     scalar = r"(u|s)?mul[lh]? [wx]|m(add|sub) [wx]|f\w+ s\d|(umov|smov|ins) |mov [wx]\d+, v"
     assert [i for i in loop if re.match(scalar, i)] == []
