@@ -109,23 +109,30 @@ void run32(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsi
   }
 }
 
+// The same in float64, whose functions are over plain doubles: the compiler makes vectors of the loop over blocks.
 template <void (*values)(const uint32_t w[4], const Fill&, double e[2])>
 void run64(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsigned char* to, int64_t stride) {
-  alignas(64) uint32_t words[kTile];
+  constexpr int elements = 2 * kLanes;  // of a tile
+  alignas(64) uint32_t words[4][kLanes];
+  alignas(64) double part[elements];
   while (count > 0) {
-    // A tile of words holds 2 * kLanes doubles.
-    constexpr int elements = 2 * kLanes;
     const uint64_t block = index / elements * kLanes;
     const int skip = static_cast<int>(index % elements);
     const int take = static_cast<int>(count < elements - skip ? count : elements - skip);
     U lanes[4];
-    philox(add(order32(), splat(static_cast<uint32_t>(block))), stream.at(block), lanes);
-    store32(words, lanes);
-    for (int i = skip; i < skip + take;) {
+    philox(add(order8(), splat(static_cast<uint32_t>(block))), stream.at(block), lanes);  // in ascending order
+    for (int j = 0; j < 4; ++j) put(words[j], lanes[j]);
+    for (int b = 0; b < kLanes; ++b) {
+      const uint32_t w[4] = {words[0][b], words[1][b], words[2][b], words[3][b]};
       double e[2];
-      values(words + 4 * (i / 2), fill, e);
-      const int stop = (i | 1) < skip + take ? (i | 1) + 1 : skip + take;
-      for (; i < stop; ++i) memcpy(to + (i - skip) * stride * 8, e + (i & 1), 8);
+      values(w, fill, e);
+      part[2 * b] = e[0];
+      part[2 * b + 1] = e[1];
+    }
+    if (stride == 1) {
+      memcpy(to, part + skip, static_cast<size_t>(take) * 8);
+    } else {
+      for (int i = 0; i < take; ++i) memcpy(to + i * stride * 8, part + skip + i, 8);
     }
     to += take * stride * 8;
     index += static_cast<uint64_t>(take);
