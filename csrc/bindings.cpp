@@ -234,7 +234,7 @@ PYBIND11_MODULE(_C, m) {
                        bool huge_pages) {
              std::vector<Fill> fills = lower(tensors, codes, recipe, params);
              if (huge_pages) fastinit::ask_for_huge_pages(fills);
-             return std::make_unique<fastinit::Batch>(std::move(fills), as_threads(threads));
+             return std::make_unique<fastinit::Batch>(std::move(fills), as_threads(threads), true);
            }),
            py::arg("tensors"), py::arg("codes"), py::arg("recipe"), py::arg("params"), py::arg("threads"),
            py::arg("huge_pages"))

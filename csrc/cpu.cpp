@@ -68,6 +68,8 @@ struct Piece {
 constexpr int64_t kPieceElements = 1 << 16, kLeastPieceElements = 1 << 12;
 constexpr int64_t kPiecesForThread = 16;
 constexpr int64_t kColumns = 128;
+// What is larger than this pushes everything else out of the caches, itself included.
+constexpr int64_t kPastCachesFrom = 64 << 20;
 // Smaller tensors lie in no huge page, or share one.
 constexpr uintptr_t kHugePageFrom = 1 << 20;
 // Below this many elements a batch is not worth waking a thread for.
@@ -107,9 +109,16 @@ std::vector<Piece> pieces(const std::vector<Fill>& fills, int threads, int64_t e
 
 // What the threads at a batch share.
 struct Batch::Job {
-  Job(std::vector<Fill> all, int threads) : kernels(*chosen.load()), fills(std::move(all)) {
-    int64_t elements = 0;
-    for (const Fill& fill : fills) elements += fill.numel();
+  Job(std::vector<Fill> all, int threads, bool fresh) : kernels(*chosen.load()), fills(std::move(all)) {
+    int64_t elements = 0, bytes = 0;
+    for (const Fill& fill : fills) {
+      elements += fill.numel();
+      bytes += fill.numel() * fill.item_size;
+    }
+    // New pages are in the caches already: the system has just written zeros there.
+    if (!fresh && bytes >= kPastCachesFrom) {
+      for (Fill& fill : fills) fill.past_caches = true;
+    }
     const int64_t useful = elements < kThreadElements ? 1 : elements / kThreadElements + 1;
     if (threads > useful) threads = static_cast<int>(useful);
     if (threads < 1) threads = 1;
@@ -131,7 +140,7 @@ struct Batch::Job {
   }
 
   const Kernels& kernels;
-  const std::vector<Fill> fills;
+  std::vector<Fill> fills;
   std::vector<Piece> work;
   int wanted, running = 0;                  // helpers that it could still use; that are at it
   alignas(64) std::atomic<size_t> next{0};  // away from what is only read
@@ -221,7 +230,7 @@ void ask_for_huge_pages(const std::vector<Fill>& fills) {
   }
 }
 
-Batch::Batch(std::vector<Fill> fills, int threads) : job_(new Job(std::move(fills), threads)) {
+Batch::Batch(std::vector<Fill> fills, int threads, bool fresh) : job_(new Job(std::move(fills), threads, fresh)) {
   if (job_->wanted > 0) (helpers_ = &Helpers::here())->begin(*job_);
 }
 
@@ -234,7 +243,7 @@ void Batch::finish() {
 
 Batch::~Batch() { finish(); }
 
-void fill_cpu(std::vector<Fill> fills, int threads) { Batch(std::move(fills), threads).finish(); }
+void fill_cpu(std::vector<Fill> fills, int threads) { Batch(std::move(fills), threads, false).finish(); }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;

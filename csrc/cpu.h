@@ -14,7 +14,8 @@ namespace fastinit {
 // can prepare the next batch meanwhile; the caller's thread joins in finish(), after which all is done.
 class Batch {
  public:
-  Batch(std::vector<Fill> fills, int threads);
+  // `fresh`: nobody has touched the memory.
+  Batch(std::vector<Fill> fills, int threads, bool fresh);
   ~Batch();
   Batch(const Batch&) = delete;
   Batch& operator=(const Batch&) = delete;
@@ -27,7 +28,7 @@ class Batch {
   Helpers* helpers_ = nullptr;
 };
 
-// A batch from its beginning to its end.
+// A batch from its beginning to its end, in memory that may be anyone's.
 void fill_cpu(std::vector<Fill> fills, int threads);
 
 // Asks the system for huge pages where these fills will be the first to touch memory.

@@ -13,16 +13,16 @@ constexpr int kTile = 4 * kLanes;
 FASTINIT_FN U order_of(int bytes) { return bytes == 4 ? order32() : bytes == 2 ? order16() : order8(); }
 
 // One tile's elements in order, in the destination's format.
-template <class D>
+template <class D, bool past = false>
 FASTINIT_FN void store(void* to, const U e[4]) {
   if constexpr (D::kBytes == 4) {
-    store32(to, e);
+    store32<past>(to, e);
   } else if constexpr (D::kBytes == 2) {
     const U n[4] = {D::round(e[0]), D::round(e[1]), D::round(e[2]), D::round(e[3])};
-    store16(to, bit_or(n[0], shl<16>(n[1])), bit_or(n[2], shl<16>(n[3])));
+    store16<past>(to, bit_or(n[0], shl<16>(n[1])), bit_or(n[2], shl<16>(n[3])));
   } else {
     const U n[4] = {D::round(e[0]), D::round(e[1]), D::round(e[2]), D::round(e[3])};
-    store8(to, bit_or(bit_or(n[0], shl<8>(n[1])), bit_or(shl<16>(n[2]), shl<24>(n[3]))));
+    store8<past>(to, bit_or(bit_or(n[0], shl<8>(n[1])), bit_or(shl<16>(n[2]), shl<24>(n[3]))));
   }
 }
 
@@ -48,7 +48,7 @@ class Stream {
 constexpr int kSideBySide = 2;
 
 // `n` whole tiles to consecutive addresses.
-template <class Of, class D, int n>
+template <class Of, class D, int n, bool past>
 FASTINIT_FN void tiles_of(const Fill& fill, const Philox& p, U& blocks, unsigned char*& to) {
   U at[n], w[n][4], e[4];
 #pragma GCC unroll 2
@@ -60,7 +60,7 @@ FASTINIT_FN void tiles_of(const Fill& fill, const Philox& p, U& blocks, unsigned
 #pragma GCC unroll 2
   for (int i = 0; i < n; ++i) {
     Of::values(w[i], fill, e);
-    store<D>(to, e);
+    store<D, past>(to, e);
     to += kTile * D::kBytes;
   }
 }
@@ -69,8 +69,12 @@ template <class Of, class D>
 void tiles32(const Fill& fill, const Philox& shared, uint32_t block, int64_t tiles, unsigned char* to) {
   const Philox p = shared;
   U blocks = add(order_of(D::kBytes), splat(block));
-  for (; tiles >= kSideBySide; tiles -= kSideBySide) tiles_of<Of, D, kSideBySide>(fill, p, blocks, to);
-  for (; tiles > 0; --tiles) tiles_of<Of, D, 1>(fill, p, blocks, to);
+  if (kPast && fill.past_caches && reinterpret_cast<uintptr_t>(to) % 64 == 0) {
+    for (; tiles >= kSideBySide; tiles -= kSideBySide) tiles_of<Of, D, kSideBySide, kPast>(fill, p, blocks, to);
+    fence();
+  }
+  for (; tiles >= kSideBySide; tiles -= kSideBySide) tiles_of<Of, D, kSideBySide, false>(fill, p, blocks, to);
+  for (; tiles > 0; --tiles) tiles_of<Of, D, 1, false>(fill, p, blocks, to);
 }
 
 // `count` consecutive logical elements from `index` on, to `to`, `stride` elements apart.

@@ -76,6 +76,7 @@ struct Fill {
   int32_t item_size;
   int32_t dims;
   int32_t tensor;             // its place in the batch
+  bool past_caches;           // whether what is stored need not be near afterwards (CPU)
   int64_t sizes[kMaxDims];    // of the region, outermost first
   int64_t strides[kMaxDims];  // in memory, in elements
   int64_t jumps[kMaxDims];    // in the logical index

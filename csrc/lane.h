@@ -98,25 +98,41 @@ FASTINIT_FN void put(uint32_t* to, U a) { _mm512_storeu_si512(to, a); }
 
 // Stores. Word j of the block in lane l is element 4 * block + j. The lanes' blocks are numbered so that interleaving
 // inside 128-bit parts, which is one instruction, leaves every stored vector in order; order32/16/8 give that
-// numbering.
+// numbering. `past`: past the caches, to addresses that are multiples of 64, until `fence`; where kPast is false
+// there are no such stores.
+constexpr bool kPast = true;
+template <bool past>
+FASTINIT_FN void write(U* to, U a) {
+  if constexpr (past) {
+    _mm512_stream_si512(to, a);
+  } else {
+    _mm512_storeu_si512(to, a);
+  }
+}
+FASTINIT_FN void fence() { _mm_sfence(); }
 FASTINIT_FN U order32() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
 FASTINIT_FN U order16() { return _mm512_setr_epi32(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15); }
 FASTINIT_FN U order8() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+template <bool past>
 FASTINIT_FN void store32(void* to, const U e[4]) {
   const U a = _mm512_unpacklo_epi32(e[0], e[1]), b = _mm512_unpacklo_epi32(e[2], e[3]);
   const U c = _mm512_unpackhi_epi32(e[0], e[1]), d = _mm512_unpackhi_epi32(e[2], e[3]);
   U* p = static_cast<U*>(to);
-  _mm512_storeu_si512(p + 0, _mm512_unpacklo_epi64(a, b));
-  _mm512_storeu_si512(p + 1, _mm512_unpackhi_epi64(a, b));
-  _mm512_storeu_si512(p + 2, _mm512_unpacklo_epi64(c, d));
-  _mm512_storeu_si512(p + 3, _mm512_unpackhi_epi64(c, d));
+  write<past>(p + 0, _mm512_unpacklo_epi64(a, b));
+  write<past>(p + 1, _mm512_unpackhi_epi64(a, b));
+  write<past>(p + 2, _mm512_unpacklo_epi64(c, d));
+  write<past>(p + 3, _mm512_unpackhi_epi64(c, d));
 }
+template <bool past>
 FASTINIT_FN void store16(void* to, U e01, U e23) {
   U* p = static_cast<U*>(to);
-  _mm512_storeu_si512(p + 0, _mm512_unpacklo_epi32(e01, e23));
-  _mm512_storeu_si512(p + 1, _mm512_unpackhi_epi32(e01, e23));
+  write<past>(p + 0, _mm512_unpacklo_epi32(e01, e23));
+  write<past>(p + 1, _mm512_unpackhi_epi32(e01, e23));
 }
-FASTINIT_FN void store8(void* to, U e0123) { _mm512_storeu_si512(static_cast<U*>(to), e0123); }
+template <bool past>
+FASTINIT_FN void store8(void* to, U e0123) {
+  write<past>(static_cast<U*>(to), e0123);
+}
 
 }  // namespace one
 
@@ -184,24 +200,39 @@ FASTINIT_FN U load(const uint32_t* from) { return _mm256_loadu_si256(reinterpret
 FASTINIT_FN void put(uint32_t* to, U a) { _mm256_storeu_si256(reinterpret_cast<U*>(to), a); }
 
 // Stores: as for AVX-512, with two 128-bit parts instead of four.
+constexpr bool kPast = true;
+template <bool past>
+FASTINIT_FN void write(U* to, U a) {
+  if constexpr (past) {
+    _mm256_stream_si256(to, a);
+  } else {
+    _mm256_storeu_si256(to, a);
+  }
+}
+FASTINIT_FN void fence() { _mm_sfence(); }
 FASTINIT_FN U order32() { return _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7); }
 FASTINIT_FN U order16() { return _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7); }
 FASTINIT_FN U order8() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+template <bool past>
 FASTINIT_FN void store32(void* to, const U e[4]) {
   const U a = _mm256_unpacklo_epi32(e[0], e[1]), b = _mm256_unpacklo_epi32(e[2], e[3]);
   const U c = _mm256_unpackhi_epi32(e[0], e[1]), d = _mm256_unpackhi_epi32(e[2], e[3]);
   U* p = static_cast<U*>(to);
-  _mm256_storeu_si256(p + 0, _mm256_unpacklo_epi64(a, b));
-  _mm256_storeu_si256(p + 1, _mm256_unpackhi_epi64(a, b));
-  _mm256_storeu_si256(p + 2, _mm256_unpacklo_epi64(c, d));
-  _mm256_storeu_si256(p + 3, _mm256_unpackhi_epi64(c, d));
+  write<past>(p + 0, _mm256_unpacklo_epi64(a, b));
+  write<past>(p + 1, _mm256_unpackhi_epi64(a, b));
+  write<past>(p + 2, _mm256_unpacklo_epi64(c, d));
+  write<past>(p + 3, _mm256_unpackhi_epi64(c, d));
 }
+template <bool past>
 FASTINIT_FN void store16(void* to, U e01, U e23) {
   U* p = static_cast<U*>(to);
-  _mm256_storeu_si256(p + 0, _mm256_unpacklo_epi32(e01, e23));
-  _mm256_storeu_si256(p + 1, _mm256_unpackhi_epi32(e01, e23));
+  write<past>(p + 0, _mm256_unpacklo_epi32(e01, e23));
+  write<past>(p + 1, _mm256_unpackhi_epi32(e01, e23));
 }
-FASTINIT_FN void store8(void* to, U e0123) { _mm256_storeu_si256(static_cast<U*>(to), e0123); }
+template <bool past>
+FASTINIT_FN void store8(void* to, U e0123) {
+  write<past>(static_cast<U*>(to), e0123);
+}
 
 }  // namespace one
 
@@ -270,6 +301,8 @@ FASTINIT_FN U load(const uint32_t* from) { return vld1q_u32(from); }
 FASTINIT_FN void put(uint32_t* to, U a) { vst1q_u32(to, a); }
 
 // Stores: the instructions for arrays of structures interleave whole registers, so the lanes' blocks are in order.
+constexpr bool kPast = false;
+FASTINIT_FN void fence() {}
 FASTINIT_FN U ascending() {
   const uint32_t lanes[4] = {0, 1, 2, 3};
   return vld1q_u32(lanes);
@@ -277,15 +310,20 @@ FASTINIT_FN U ascending() {
 FASTINIT_FN U order32() { return ascending(); }
 FASTINIT_FN U order16() { return ascending(); }
 FASTINIT_FN U order8() { return ascending(); }
+template <bool past>
 FASTINIT_FN void store32(void* to, const U e[4]) {
   const uint32x4x4_t words = {{e[0], e[1], e[2], e[3]}};
   vst4q_u32(static_cast<uint32_t*>(to), words);
 }
+template <bool past>
 FASTINIT_FN void store16(void* to, U e01, U e23) {
   const uint32x4x2_t words = {{e01, e23}};
   vst2q_u32(static_cast<uint32_t*>(to), words);
 }
-FASTINIT_FN void store8(void* to, U e0123) { vst1q_u8(static_cast<uint8_t*>(to), vreinterpretq_u8_u32(e0123)); }
+template <bool past>
+FASTINIT_FN void store8(void* to, U e0123) {
+  vst1q_u8(static_cast<uint8_t*>(to), vreinterpretq_u8_u32(e0123));
+}
 
 }  // namespace one
 
@@ -400,6 +438,10 @@ FASTINIT_FN U select(Mask m, U a, U b) { return m ? a : b; }
 FASTINIT_FN F select(Mask m, F a, F b) { return m ? a : b; }
 FASTINIT_FN bool any(Mask m) { return m; }
 
+constexpr bool kPast = false;
+#ifndef __CUDACC__
+FASTINIT_FN void fence() {}
+#endif
 FASTINIT_FN U load(const uint32_t* from) { return *from; }
 FASTINIT_FN void put(uint32_t* to, U a) { *to = a; }
 
@@ -407,12 +449,19 @@ FASTINIT_FN U order32() { return 0; }
 FASTINIT_FN U order16() { return 0; }
 FASTINIT_FN U order8() { return 0; }
 #ifndef __CUDACC__
-FASTINIT_FN void store32(void* to, const U e[4]) { memcpy(to, e, 16); }
+template <bool past>
+FASTINIT_FN void store32(void* to, const U e[4]) {
+  memcpy(to, e, 16);
+}
+template <bool past>
 FASTINIT_FN void store16(void* to, U e01, U e23) {
   const U e[2] = {e01, e23};
   memcpy(to, e, 8);
 }
-FASTINIT_FN void store8(void* to, U e0123) { memcpy(to, &e0123, 4); }
+template <bool past>
+FASTINIT_FN void store8(void* to, U e0123) {
+  memcpy(to, &e0123, 4);
+}
 #endif
 
 #endif
@@ -486,23 +535,29 @@ FASTINIT_FN void put(uint32_t* to, U x) {
   one::put(to + one::kLanes, x.b);
 }
 
+constexpr bool kPast = one::kPast;
+FASTINIT_FN void fence() { one::fence(); }
+
 // The second register's blocks follow the first's.
 FASTINIT_FN U after(one::U order) { return {order, one::add(order, one::splat(uint32_t{one::kLanes}))}; }
 FASTINIT_FN U order32() { return after(one::order32()); }
 FASTINIT_FN U order16() { return after(one::order16()); }
 FASTINIT_FN U order8() { return after(one::order8()); }
+template <bool past>
 FASTINIT_FN void store32(void* to, const U e[4]) {
   const one::U first[4] = {e[0].a, e[1].a, e[2].a, e[3].a}, second[4] = {e[0].b, e[1].b, e[2].b, e[3].b};
-  one::store32(to, first);
-  one::store32(static_cast<one::U*>(to) + 4, second);
+  one::store32<past>(to, first);
+  one::store32<past>(static_cast<one::U*>(to) + 4, second);
 }
+template <bool past>
 FASTINIT_FN void store16(void* to, U e01, U e23) {
-  one::store16(to, e01.a, e23.a);
-  one::store16(static_cast<one::U*>(to) + 2, e01.b, e23.b);
+  one::store16<past>(to, e01.a, e23.a);
+  one::store16<past>(static_cast<one::U*>(to) + 2, e01.b, e23.b);
 }
+template <bool past>
 FASTINIT_FN void store8(void* to, U e0123) {
-  one::store8(to, e0123.a);
-  one::store8(static_cast<one::U*>(to) + 1, e0123.b);
+  one::store8<past>(to, e0123.a);
+  one::store8<past>(static_cast<one::U*>(to) + 1, e0123.b);
 }
 
 #endif

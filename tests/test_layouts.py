@@ -253,6 +253,19 @@ def test_one_tensor_on_threads(initializer: Initializer, dtype: torch.dtype, thr
     np.testing.assert_array_equal(got, bits_of(whole))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("start", [0, 1])
+def test_stores_past_the_caches(dtype: torch.dtype, start: int, isa: str) -> None:
+    """From 64 MiB on, which a store past the caches has to be aligned for: from the second element on it is not."""
+    tensor = torch.zeros((64 << 20) // dtype.itemsize + 1000, dtype=dtype)[start:]
+    fill([Fill(tensor, Uniform(-1.0, 1.0), SEED, STREAM)])
+    part = torch.empty(1 << 20, dtype=dtype)
+    for first in range(0, tensor.numel(), 1 << 20):
+        some = part[: tensor.numel() - first]
+        fill([part_of(some, (tensor.numel(),), [(first, first + some.numel())], Uniform(-1.0, 1.0))])
+        np.testing.assert_array_equal(bits_of(tensor[first : first + (1 << 20)]), bits_of(some))
+
+
 def test_a_sparse_matrix_on_threads(threads: int) -> None:
     # pieces of 64 columns, the last one narrower
     check(Sparse(0.9), dirty((4096, 150), torch.float32))
