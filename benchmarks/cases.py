@@ -73,6 +73,9 @@ class Case:
 
 # Measuring ------------------------------------------------------------------------------------------------------------
 
+#: Seconds before each run. OpenMP's threads, torch's, spin for some milliseconds after their work, at the cost of the next.
+REST = 0.01
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -133,6 +136,7 @@ def alternate(
                 continue
             left[c.name] -= 1
             argument = c.prepare()
+            time.sleep(REST)
             watch = ResidentMemory(collect=False) if memory else None
             faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             results[c.name].seconds.append(_seconds(c.run, argument, repeats[c.name]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import os
@@ -203,7 +204,9 @@ def by_threads(elements: int, counts: list[int], rounds: int, note: Note) -> lis
                 for t in tensors:
                     t.zero_()
 
-            runs = {"torch": torch_fills, "ours": lambda _, fills=fills: fill(fills, fresh=True), "zero_": zeros}
+            # One as fastinit.init fills it, many as materialize does.
+            ours = functools.partial(fill, fresh=pieces > 1)
+            runs = {"torch": torch_fills, "ours": lambda _, ours=ours, fills=fills: ours(fills), "zero_": zeros}
             racing = [
                 Contestant(f"{who} {n}", run, prepare=lambda n=n: torch.set_num_threads(n))
                 for who, run in runs.items()

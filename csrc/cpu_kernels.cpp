@@ -279,7 +279,8 @@ void sparse_columns(const Fill& fill, int64_t begin, int64_t end) {
   const Run normal = fill.dtype == DType::f64 ? Run(run64<normal_block64>) : run_for<NormalOf>(fill.dtype);
   alignas(64) uint32_t words[kWidth + kLanes] = {}, left[kWidth + kLanes] = {};
   alignas(64) unsigned char row_values[kWidth * 8];
-  Fill numbers = fill;  // the normal numbers alone
+  Fill numbers = fill;  // the normal numbers alone, a few at a time
+  numbers.past_caches = false;
   if (fill.dtype == DType::f64) {
     numbers.normal_f64 = {0.0, c.std_f64};
   } else {

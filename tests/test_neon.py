@@ -259,8 +259,8 @@ def hot_loop(assembly: str, value: str, dtype: str) -> list[str]:
 def test_hot_loop(value: str, dtype: str, built: Path) -> None:
     loop = hot_loop((built / "cpu_kernels_neon.s").read_text(), value, dtype)
     count = Counter(instruction.split()[0] for instruction in loop)
-    # Two tiles side by side: 18 products (10 rounds, of which the first two take one each) in two registers, each in a lower
-    # and an upper half.
+    # Two tiles side by side: 18 products (10 rounds, of which the first two take one each) in two registers, each in a
+    # lower and an upper half.
     assert (count["umull"], count["umull2"]) == (72, 72)
     assert (count["uzp1"], count["uzp2"]) == (72, 72)
     assert {"F32": count["st4"], "BF16": count["st2"], "E4M3": 4}[dtype] == 4
