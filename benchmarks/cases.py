@@ -73,7 +73,7 @@ class Case:
 
 # Measuring ------------------------------------------------------------------------------------------------------------
 
-#: Seconds before each run. OpenMP's threads, torch's, spin for some milliseconds after their work, at the cost of the next.
+#: Seconds before each run: torch's OpenMP threads spin for some milliseconds after their work, at the cost of the next.
 REST = 0.01
 
 

@@ -31,7 +31,7 @@ Note = Callable[[str], None]
 Row = dict[str, Any]
 
 #: A timed run is repeated until it has taken so long, in seconds.
-LEAST = 2e-3
+LEAST = 2e-2
 
 
 # Size of a tensor -----------------------------------------------------------------------------------------------------
