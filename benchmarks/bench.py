@@ -141,7 +141,7 @@ def pages_text(rows: list[dict[str, Any]]) -> str:
     chosen = "huge" if rows[0]["by default"] else "usual"
     return (
         f"## Huge pages\n\n{table(lines)}\n\nMedians of {len(usual)} new processes of each kind, in turn. Without "
-        f"FASTINIT_HUGE_PAGES, torch_fastinit asks for {chosen} pages on this machine."
+        f"FASTINIT_HUGE_PAGES, torch_fastinit asks for {chosen} pages here."
     )
 
 

@@ -168,8 +168,8 @@ class Batch::Helpers {
     const int count = job.wanted;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      jobs_.push_back(&job);
       grow(count);
+      jobs_.push_back(&job);  // last: nothing fails after it
     }
     for (int i = 0; i < count; ++i) wake_.notify_one();
   }
@@ -182,7 +182,7 @@ class Batch::Helpers {
   }
 
  private:
-  // If no more threads can be had, those that there are do it all.
+  // Callers at the same time share the threads. If no more can be had, those that there are do it all.
   void grow(int count) {
     while (threads_ < count) {
       try {

@@ -14,7 +14,7 @@ namespace fastinit {
 // can prepare the next batch meanwhile; the caller's thread joins in finish(), after which all is done.
 class Batch {
  public:
-  // `fresh`: nobody has touched the memory.
+  // `fresh`: the memory is new, or at least what was there does not matter to anybody's caches.
   Batch(std::vector<Fill> fills, int threads, bool fresh);
   ~Batch();
   Batch(const Batch&) = delete;

@@ -71,10 +71,10 @@ void tiles32(const Fill& fill, const Philox& shared, uint32_t block, int64_t til
   U blocks = add(order_of(D::kBytes), splat(block));
   if (kPast && fill.past_caches && reinterpret_cast<uintptr_t>(to) % 64 == 0) {
     for (; tiles >= kSideBySide; tiles -= kSideBySide) tiles_of<Of, D, kSideBySide, kPast>(fill, p, blocks, to);
-    fence();
   }
   for (; tiles >= kSideBySide; tiles -= kSideBySide) tiles_of<Of, D, kSideBySide, false>(fill, p, blocks, to);
-  for (; tiles > 0; --tiles) tiles_of<Of, D, 1, false>(fill, p, blocks, to);
+  static_assert(kSideBySide == 2, "one is left at most");
+  if (tiles > 0) tiles_of<Of, D, 1, false>(fill, p, blocks, to);
 }
 
 // `count` consecutive logical elements from `index` on, to `to`, `stride` elements apart.
@@ -126,7 +126,7 @@ void run64(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsi
     U lanes[4];
     philox(add(order8(), splat(static_cast<uint32_t>(block))), stream.at(block), lanes);  // in ascending order
     for (int j = 0; j < 4; ++j) put(words[j], lanes[j]);
-    for (int b = 0; b < kLanes; ++b) {
+    for (int b = skip / 2; b < (skip + take + 1) / 2; ++b) {
       const uint32_t w[4] = {words[0][b], words[1][b], words[2][b], words[3][b]};
       double e[2];
       values(w, fill, e);
@@ -243,6 +243,7 @@ void range(const Fill& fill, int64_t begin, int64_t end) {
     }
     begin += count;
   }
+  if (kPast && fill.past_caches) fence();
 }
 
 // `width` neighbours of a row to where they belong: those that `keep` has ones for, and zeros.
@@ -277,7 +278,8 @@ void sparse_columns(const Fill& fill, int64_t begin, int64_t end) {
   const int64_t rows = fill.sizes[0];
   Stream values(fill.seed, fill.stream), choices(fill.seed, c.stream);
   const Run normal = fill.dtype == DType::f64 ? Run(run64<normal_block64>) : run_for<NormalOf>(fill.dtype);
-  alignas(64) uint32_t words[kWidth + kLanes] = {}, left[kWidth + kLanes] = {};
+  alignas(64) uint32_t words[kWidth] = {}, left[kWidth] = {};
+  static_assert(kWidth % kLanes == 0, "the last lane of a row may be a part, but not reach beyond");
   alignas(64) unsigned char row_values[kWidth * 8];
   Fill numbers = fill;  // the normal numbers alone, a few at a time
   numbers.past_caches = false;

@@ -267,7 +267,7 @@ def test_stores_past_the_caches(dtype: torch.dtype, start: int, isa: str) -> Non
 
 
 def test_a_sparse_matrix_on_threads(threads: int) -> None:
-    # pieces of 64 columns, the last one narrower
+    # pieces of 128 columns, the last one narrower
     check(Sparse(0.9), dirty((4096, 150), torch.float32))
     box = [(4000, 4096), (64, 150)]
     tensor = dirty(sizes_of(box), torch.float32)
@@ -284,7 +284,7 @@ def test_neighbours_of_all_sizes_on_threads(threads: int) -> None:
         initializer = Sparse(0.5) if len(shape) == 2 else Normal()
         fills.append(Fill(dirty(shape, torch.float32), initializer, SEED, STREAM + n))
         alone.append(dirty(shape, torch.float32))
-        fill([Fill(alone[-1], initializer, SEED, STREAM + n)])  # on one thread, but for the large one
+        fill([Fill(alone[-1], initializer, SEED, STREAM + n)])  # on one thread, but for the large ones
     fill(fills)
     for one, other in zip(fills, alone, strict=True):
         assert torch.equal(one.tensor, other)

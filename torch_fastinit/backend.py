@@ -14,6 +14,7 @@ The environment variable ``FASTINIT_BACKEND`` names one to be used for every dev
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import os
@@ -154,7 +155,7 @@ def begin(
     """:func:`run` for tensors in fresh memory: other threads may still be at it, until what this returns is called."""
     if device not in _serving:
         _serving[device] = _decide(device)
-    if _serving[device][1] is not _fill_cpu:  # on a GPU a batch is in the queue already
+    if _serving[device][1] is not _fill_cpu:
         _serving[device][1](tensors, recipe, params)
         return _nothing
     return _C.BatchOnCpu(tensors, DTYPE_CODES, recipe, params, torch.get_num_threads(), huge_pages()).finish
@@ -183,7 +184,7 @@ def huge_pages() -> bool:
     if wanted:
         return wanted == "1"
     for path in glob.glob(_BALLOONS):
-        with open(path) as features:
+        with contextlib.suppress(OSError), open(path) as features:
             if features.read()[_REPORTING : _REPORTING + 1] == "1":
                 return False
     return True

@@ -75,7 +75,7 @@ _TOGETHER, _AHEAD = 256, 4
 def fill(fills: Sequence[Fill], *, fresh: bool = False) -> None:
     """Run a batch of fills (all on one device), as one op.
 
-    ``fresh`` says that the caller has just made the tensors, ordinary ones whose memory nobody has touched: then the
+    ``fresh`` says that the caller has just made the tensors, ordinary ones in memory that is probably new: then the
     backend is called without torch's dispatcher, which would carry every number of the batch to and fro, unless
     something watches this thread.
     """
@@ -84,12 +84,21 @@ def fill(fills: Sequence[Fill], *, fresh: bool = False) -> None:
     device = fills[0].tensor.device.type
     if not fresh or device not in DEVICES or _watched():
         _fill_batch_op(*_described(fills))
+    elif device != "cpu":
+        run(device, *_described(fills))
     else:
-        begun: deque[Callable[[], None]] = deque()
+        _fill_by_and_by(fills)
+
+
+def _fill_by_and_by(fills: Sequence[Fill]) -> None:
+    """Fills of fresh CPU memory. Also when one is refused, those before it are finished: nobody writes afterwards."""
+    begun: deque[Callable[[], None]] = deque()
+    try:
         for first in range(0, len(fills), _TOGETHER):
             if len(begun) == _AHEAD:
                 begun.popleft()()
-            begun.append(begin(device, *_described(fills[first : first + _TOGETHER])))
+            begun.append(begin("cpu", *_described(fills[first : first + _TOGETHER])))
+    finally:
         for finish in begun:
             finish()
 
