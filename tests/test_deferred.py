@@ -20,6 +20,7 @@ from torch.nn.init import dirac_, orthogonal_, sparse_, trunc_normal_
 from torch.nn.utils import parametrizations, parametrize
 
 import torch_fastinit as fastinit
+from torch_fastinit import recorder
 from torch_fastinit.initializers import Normal
 from torch_fastinit.ops import Fill, fill
 from torch_fastinit.stream import draw_stream
@@ -50,6 +51,16 @@ def reads_values(m):
     if (rates > 0.2).any() and bool(torch.equal(rates, rates.clone())) and rates[1] < rates[2]:
         m.y = nn.Parameter(torch.ones(len([r for r in rates if r > 0])))
     m.text = f"{rates[3]:.2f} {rates} {m.x}"
+
+
+@case
+def writes_out(m):
+    x, w = torch.randn(4, 4), torch.empty(0)
+    m.w = nn.Parameter(torch.mul(x, 0.02, out=w))
+    m.same = w
+    m.row, m.column = torch.empty(4), torch.empty(4, dtype=torch.int64)
+    torch.max(x, dim=1, out=(m.row, m.column))
+    m.n = torch.arange(6, out=torch.empty(6))
 
 
 @case
@@ -713,6 +724,51 @@ def test_the_makers_of_subclasses_are_torchs_own_again():
     """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert result.stdout == "done\n", result.stderr
+
+
+needs_the_tag = pytest.mark.skipif(not hasattr(torch.Tag, "out"), reason="this torch has no torch.Tag.out")
+
+
+@needs_the_tag
+def test_out_overloads_without_a_tag(monkeypatch):
+    """What torch 2.10 and 2.11 do not say is read from the schemas: of every overload what the tag says."""
+    monkeypatch.setattr(recorder, "_TAG_OUT", None)
+    known = 0
+    for schema in torch._C._jit_get_all_schemas():
+        if schema.name.startswith("aten::"):
+            packet = getattr(torch.ops.aten, schema.name[6:], None)
+            overload = schema.overload_name or "default"
+            if packet is not None and overload in packet.overloads():
+                func = getattr(packet, overload)
+                assert recorder._is_out(func) == (torch.Tag.out in func.tags), func._schema
+                known += recorder._is_out(func)
+    assert known > 1000
+
+
+@needs_the_tag
+def test_a_torch_without_the_tag():
+    code = """if True:
+        import torch, torch._dynamo  # which needs the tag while it is imported
+        import torch_fastinit as fastinit
+        del torch.Tag.out
+
+        def build():
+            torch.manual_seed(0)
+            layer = torch.nn.Linear(3, 3)
+            out = torch.ones(0)
+            torch.mul(layer.weight.detach(), 2, out=out)
+            layer.twice, layer.n = torch.nn.Parameter(out), torch.nn.Buffer(torch.arange(4, out=torch.ones(4)))
+            return layer
+
+        eager = build()
+        with fastinit.deferred():
+            layer = build()
+        assert fastinit.is_deferred(layer.twice) and layer.twice.shape == (3, 3)
+        fastinit.materialize(layer, replay="torch")
+        print([torch.equal(a, b) for a, b in zip(eager.state_dict().values(), layer.state_dict().values())])
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.stdout == "[True, True, True, True]\n", result.stderr
 
 
 ORTHOGONAL = {"torch": nn.init.orthogonal_, "fastinit": fastinit.init.orthogonal_}

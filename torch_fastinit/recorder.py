@@ -56,9 +56,20 @@ _SILENT_WRITES = {
 }
 
 
+_TAG_OUT = getattr(torch.Tag, "out", None)  # from torch 2.12 on
+
+
+def _is_out(func: Any) -> bool:
+    """Whether ``func`` is an ``out=`` overload. Where torch has no tag for them, aten's schemas tell them as well."""
+    if _TAG_OUT is not None:
+        return _TAG_OUT in func.tags
+    keywords = [a.alias_info for a in func._schema.arguments if a.kwarg_only]
+    return func.namespace == "aten" and any(info is not None and info.is_write for info in keywords)
+
+
 @functools.cache
 def _signature(func: Any) -> _Signature:
-    schema, tags = func._schema, func.tags
+    schema, tags, out = func._schema, func.tags, _is_out(func)
     writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
     if schema.name in _SILENT_WRITES:
         writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.name in _SILENT_WRITES[schema.name]]
@@ -72,13 +83,13 @@ def _signature(func: Any) -> _Signature:
     return _Signature(
         writes=tuple(writes),
         returns_written=tuple(written(result) for result in schema.returns),
-        overwrites=schema.name in _OVERWRITING or torch.Tag.out in tags,
+        overwrites=schema.name in _OVERWRITING or out,
         random=torch.Tag.nondeterministic_seeded in tags,
         reads_values=torch.Tag.data_dependent_output in tags
         or torch.Tag.dynamic_output_shape in tags
         or not (writes or schema.returns),  # a check
         reshapes=torch.Tag.inplace_view in tags,
-        out=torch.Tag.out in tags,
+        out=out,
         takes_device=any(a.name == "device" for a in schema.arguments),
     )
 
