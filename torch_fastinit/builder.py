@@ -20,8 +20,6 @@ from torch_fastinit.stream import draw_stream, mixed_seed
 from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, need
 from torch_fastinit.tensor import Deferred
 
-__all__ = ["Builder", "TorchBuilder", "unwritten_elements"]
-
 
 class Builder:
     """Computes the real tensors of a plan from the stream."""

@@ -12,8 +12,6 @@ from torch_fastinit.intercept import interception
 from torch_fastinit.recorder import recording
 from torch_fastinit.tensor import Deferred, active
 
-__all__ = ["deferred", "is_deferred", "skip_init"]
-
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:

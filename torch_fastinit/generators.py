@@ -11,18 +11,6 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = [
-    "State",
-    "generator_of",
-    "get_state",
-    "is_default",
-    "lock",
-    "private_state",
-    "restore",
-    "same_state",
-    "states",
-]
-
 #: The states of default generators by device. Not to be changed once made.
 State = dict[torch.device, torch.Tensor]
 

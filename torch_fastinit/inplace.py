@@ -12,8 +12,6 @@ from torch_fastinit.tensor import set_class
 if TYPE_CHECKING:
     from torch_fastinit.planner import Work
 
-__all__ = ["put_in_place", "swap"]
-
 
 def put_in_place(works: Sequence[Work], reals: Sequence[torch.Tensor]) -> None:
     """Make each deferred tensor object the real tensor. When one cannot be, all are as they were."""

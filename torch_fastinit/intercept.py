@@ -27,30 +27,19 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch_fastinit import init
 from torch_fastinit.generators import get_state, is_default, private_state, states
 from torch_fastinit.orthogonal import QR_DTYPE
-from torch_fastinit.recorder import record, recording
+from torch_fastinit.recorder import dispatch, record, recording
 from torch_fastinit.replay import closure, evaluate, outside
 from torch_fastinit.tape import Storage, Tape, Value, need
 from torch_fastinit.tensor import (
     Deferred,
     active,
     as_subclass,
-    current_tape,
     deferred_class,
     read,
     set_class,
     value_of_tensor,
     wrap,
 )
-
-__all__ = [
-    "ORTHOGONAL",
-    "dirac_",
-    "interception",
-    "manual_seed",
-    "orthogonal_",
-    "sparse_",
-    "trunc_normal_",
-]
 
 _lock = threading.RLock()  # a tape may be collected while it is held
 _alive = 0
@@ -84,7 +73,7 @@ def _initializer(original: Callable[..., Any], *, random: bool) -> Callable[...,
             return original(tensor, *args, **kwargs)
         with outside():
             value = tensor._value
-            tape = current_tape() or value.storage.tape
+            tape = active.tape or value.storage.tape
             bound = inspect.signature(original).bind(tensor, *args, **kwargs)
             bound.apply_defaults()
             keywords = dict(bound.arguments)
@@ -218,7 +207,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
 
 def _tape_of(generator: torch.Generator) -> Tape | None:
     """The tape that an operation on ``generator`` belongs to: that of the context whose code, not ours, runs now."""
-    tape = current_tape()
+    tape = active.tape
     if tape is None or not torch._C._len_torch_dispatch_stack() or not is_default(generator):
         return None
     return tape
@@ -372,7 +361,7 @@ def _in_context(tape: Tape, function: Callable[..., Any], /, *args: Any, **kwarg
 
 def _thread_start(thread: threading.Thread) -> None:
     """A thread that the context starts belongs to it."""
-    tape = current_tape()
+    tape = active.tape
     if tape is not None:
         run = thread.run
 
@@ -386,7 +375,7 @@ def _thread_start(thread: threading.Thread) -> None:
 
 def _executor_submit(executor: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """In an executor it is the task that belongs to the context: its threads may be older, and live longer."""
-    tape = current_tape()
+    tape = active.tape
     if tape is None:
         return _submit(executor, function, *args, **kwargs)
     active.tape = None  # a thread that this starts is the executor's
@@ -400,7 +389,7 @@ def _pool_method(original: Callable[..., Any]) -> Callable[..., Any]:
     """A task for a ``ThreadPool`` belongs to the context, too. (Other processes are no concern of it.)"""
 
     def call(pool: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        tape = current_tape()
+        tape = active.tape
         if tape is not None and isinstance(pool, sys.modules["multiprocessing.pool"].ThreadPool):
             function = functools.partial(_in_context, tape, function)
         return original(pool, function, *args, **kwargs)
@@ -473,7 +462,7 @@ def _switch(change: int) -> None:
 @contextlib.contextmanager
 def interception() -> Iterator[Tape]:
     """A new tape; the functions above stay redirected until the last tape is gone."""
-    tape = Tape()
+    tape = Tape(dispatch)
     _switch(+1)
     weakref.finalize(tape, _switch, -1)
     yield tape

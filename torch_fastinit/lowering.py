@@ -33,8 +33,6 @@ from torch_fastinit.intercept import dirac_, sparse_, trunc_normal_
 from torch_fastinit.ops import RANDOM_DTYPES
 from torch_fastinit.tape import Entry, Storage, Value, as_real, live_writes
 
-__all__ = ["FillStep", "cast_step", "fill_steps", "lowered", "short_name"]
-
 aten = torch.ops.aten
 
 #: Casts of a float32 normal that are the narrow fill itself: both round the same float32 once, and no bound is clamped.

@@ -18,8 +18,6 @@ from torch_fastinit.replay import outside
 from torch_fastinit.stream import draw_seed, to_signed
 from torch_fastinit.tensor import Deferred
 
-__all__ = ["materialize"]
-
 
 def materialize(
     module: torch.nn.Module,

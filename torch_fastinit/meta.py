@@ -11,12 +11,10 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 from torch_fastinit.context import deferred
 from torch_fastinit.inplace import swap
 from torch_fastinit.replay import outside
-from torch_fastinit.tensor import Deferred, current_tape, uninitialized
+from torch_fastinit.tensor import Deferred, active, uninitialized
 
 if TYPE_CHECKING:
     from torch_fastinit.planner import Target
-
-__all__ = ["stand_in", "was_meta"]
 
 
 def was_meta(tensor: torch.Tensor) -> bool:
@@ -79,7 +77,7 @@ def _dictionaries(module: torch.nn.Module) -> tuple[dict[str, Any], ...]:
 
 
 def _stand_in(tensor: torch.Tensor, device: torch.device | None) -> Deferred:
-    tape = current_tape()
+    tape = active.tape
     assert tape is not None
     where = device or (torch.device("cpu") if tensor.is_meta else tensor.device)
     with outside():

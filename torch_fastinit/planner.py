@@ -23,8 +23,6 @@ from torch_fastinit.stream import canonical_name, stream_id
 from torch_fastinit.tape import Entry, Storage, Value, covers_all, need
 from torch_fastinit.tensor import Deferred
 
-__all__ = ["Plan", "Row", "Target", "Work", "make_plan", "own_draws", "plan", "streams_of", "targets_of"]
-
 DtypeRule = torch.dtype | Callable[[str, torch.Tensor], "torch.dtype | None"] | None
 
 # --- what a module holds ----------------------------------------------------------------------------------------------

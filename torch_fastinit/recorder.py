@@ -19,9 +19,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_fastinit.generators import is_default, private_state, same_state, states
 from torch_fastinit.replay import evaluate, outside
 from torch_fastinit.tape import Entry, Storage, Tape, Value, transform
-from torch_fastinit.tensor import Deferred, active, adopt, become, capture, foreign, read, value_of_tensor, wrap
-
-__all__ = ["dispatch", "record", "recording"]
+from torch_fastinit.tensor import (
+    Deferred,
+    active,
+    adopt,
+    become,
+    capture,
+    has_foreign_dispatch,
+    read,
+    tape_of,
+    value_of_tensor,
+    wrap,
+)
 
 aten = torch.ops.aten
 _CPU = torch.device("cpu")
@@ -101,16 +110,16 @@ def _same(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _lift(func: Any, args: Any, kwargs: Any) -> Any:
-    return wrap(value_of_tensor(args[0], _tape_for(args)))
+    return wrap(value_of_tensor(args[0], tape_of(args)))
 
 
 def _item(func: Any, args: Any, kwargs: Any) -> Any:
     with outside():
-        return func(read(value_of_tensor(args[0], _tape_for(args))))
+        return func(read(value_of_tensor(args[0], tape_of(args))))
 
 
 def _set_data(func: Any, args: Any, kwargs: Any) -> Any:
-    become(args[0], value_of_tensor(args[1], _tape_for(args)))
+    become(args[0], value_of_tensor(args[1], tape_of(args)))
     return args[0]
 
 
@@ -194,15 +203,6 @@ _SHAPES: dict[Any, Callable[[Any, Any], torch.Tensor]] = {
 }
 
 
-def _tape_for(args: Any) -> Tape:
-    """The tape of the context that we are in, or, outside, the one that the tensors in ``args`` are from."""
-    if active.tape is not None:
-        return active.tape
-    found: list[Tape] = []
-    transform(args, Deferred, lambda tensor: found.append(tensor._value.storage.tape))
-    return found[0]
-
-
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     """Every operation inside a context, and every operation on a deferred tensor outside."""
     return _SPECIAL.get(func, _record_operation)(func, args, kwargs)
@@ -222,7 +222,7 @@ class _Recorder(TorchDispatchMode):
             if active.tape is self.tape:
                 active.tape = None
             return func(*args, **(kwargs or {}))
-        if foreign(types):
+        if has_foreign_dispatch(types):
             return NotImplemented
         return dispatch(func, args, kwargs or {})
 
@@ -244,7 +244,7 @@ def recording(tape: Tape) -> Iterator[None]:
 def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
     """The general way of an operation into the tape."""
     signature = _signature(func)
-    tape = active.tape or _tape_for((args, kwargs))
+    tape = tape_of((args, kwargs))
     values: list[Value] = []
 
     def value_of(tensor: torch.Tensor) -> Value:
@@ -505,6 +505,3 @@ def _fresh_copy(value: Value, tape: Tape) -> Value:
     target = Value(source.shadow, Storage(source.shadow, source.storage.device, tape))
     Entry(tape, aten.copy_.default, (target, source), {}, writes=(target,), overwrites=True)
     return target
-
-
-type(active).dispatch = staticmethod(dispatch)

@@ -15,8 +15,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch_fastinit.generators import lock, private_state, states
 from torch_fastinit.tape import Entry, Need, Storage, Tape, Value, as_real, clock, live_writes, need, transform
 
-__all__ = ["Replay", "allocate", "closure", "evaluate", "freeze", "outside", "poisoned"]
-
 #: Read values up to this size are kept, so that reading them again costs nothing.
 CACHE_BYTES = 1 << 20
 

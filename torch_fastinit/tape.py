@@ -20,20 +20,6 @@ import torch
 
 from torch_fastinit.generators import State, states
 
-__all__ = [
-    "Entry",
-    "Need",
-    "Storage",
-    "Tape",
-    "Value",
-    "as_real",
-    "clock",
-    "covers_all",
-    "live_writes",
-    "need",
-    "transform",
-]
-
 _CPU = torch.device("cpu")
 
 #: One clock for all tapes of the process: operations that mix tensors of several contexts stay in order.
@@ -159,10 +145,18 @@ class Entry:
         return not self.random or self.seeded or self.state is not None
 
 
-class Tape:
-    """The random operations of one outermost ``deferred()``, in order, and the generators' states at its start."""
+#: Records one operation: gets the operator, its positional and its keyword arguments, as ``__torch_dispatch__`` does.
+Recorder = Callable[[Any, Any, Any], Any]
 
-    def __init__(self) -> None:
+
+class Tape:
+    """The random operations of one outermost ``deferred()``, in order, and the generators' states at its start.
+
+    ``record`` records an operation on deferred tensors.
+    """
+
+    def __init__(self, record: Recorder) -> None:
+        self.record = record
         self.draws: list[Entry] = []
         self.snapshot = states()
         #: Places at which the states of the generators are known: how many draws came before, and the states.

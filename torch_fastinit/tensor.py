@@ -1,8 +1,7 @@
 """The deferred tensor: a wrapper subclass whose contents are a recording.
 
 Autograd, parameters, hooks and modules see an ordinary tensor of the right shape, dtype, stride and device. Each
-operation on one arrives at :func:`torch_fastinit.recorder.dispatch`; what asks for contents, such as ``tolist``,
-evaluates them on the spot.
+operation on one goes to its tape's recorder; what asks for contents, such as ``tolist``, evaluates them on the spot.
 """
 
 from __future__ import annotations
@@ -18,42 +17,27 @@ import torch
 from torch.nn.parameter import UninitializedParameter, UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from torch_fastinit.replay import closure, evaluate, outside
-from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, clock, need
-
-__all__ = [
-    "Deferred",
-    "active",
-    "adopt",
-    "as_subclass",
-    "become",
-    "capture",
-    "current_tape",
-    "deferred_class",
-    "foreign",
-    "read",
-    "set_class",
-    "uninitialized",
-    "value_of_tensor",
-    "wrap",
-]
+from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, clock, need, transform
 
 aten = torch.ops.aten
 _META = torch.device("meta")
 
 
 class _Active(threading.local):
-    """The context that this thread is in; and, for all threads, what records operations: recorder.py puts it here."""
-
     tape: Tape | None = None
-    dispatch: Callable[[Any, Any, Any], Any]
 
 
+#: The tape of the context that this thread is in.
 active = _Active()
 
 
-def current_tape() -> Tape | None:
-    """The tape of the context that this thread is in."""
-    return active.tape
+def tape_of(args: Any) -> Tape:
+    """The tape of the context that this thread is in, or, outside, the one that the tensors in ``args`` are from."""
+    if active.tape is not None:
+        return active.tape
+    found: list[Tape] = []
+    transform(args, Deferred, lambda tensor: found.append(tensor._value.storage.tape))
+    return found[0]
 
 
 class Deferred(torch.Tensor):
@@ -70,9 +54,9 @@ class Deferred(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if foreign(types):
+        if has_foreign_dispatch(types):
             return NotImplemented
-        return active.dispatch(func, args, kwargs or {})
+        return tape_of((args, kwargs)).record(func, args, kwargs or {})
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -162,8 +146,8 @@ class Deferred(torch.Tensor):
         )
 
 
-def foreign(types: Any) -> bool:
-    """Whether one of these tensors is of a class that says itself what operations on it do, by way of other tensors."""
+def has_foreign_dispatch(types: Any) -> bool:
+    """Whether any type has its own ``__torch_dispatch__``."""
     for cls in types:  # noqa: SIM110 (asked for each operation: no generator)
         if cls is not Deferred and not issubclass(cls, Deferred):
             return True
