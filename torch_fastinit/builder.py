@@ -10,9 +10,9 @@ import torch
 
 from torch_fastinit.generators import generator_of, get_state, restore, same_state, states
 from torch_fastinit.initializers import Initializer, Normal
-from torch_fastinit.intercept import ORTHOGONAL
 from torch_fastinit.lowering import FillStep, lowered
 from torch_fastinit.ops import Fill, fill
+from torch_fastinit.originals import ORTHOGONAL
 from torch_fastinit.orthogonal import orthogonal
 from torch_fastinit.planner import Work
 from torch_fastinit.replay import Replay, allocate, closure, freeze, from_state, poisoned

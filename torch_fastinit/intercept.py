@@ -26,6 +26,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torch_fastinit import init
 from torch_fastinit.generators import get_state, is_default, private_state, states
+from torch_fastinit.originals import clone, dirac_, manual_seed, orthogonal_, own_orthogonal_, sparse_, trunc_normal_
 from torch_fastinit.orthogonal import QR_DTYPE
 from torch_fastinit.recorder import dispatch, record, recording
 from torch_fastinit.replay import closure, evaluate, outside
@@ -43,26 +44,6 @@ from torch_fastinit.tensor import (
 
 _lock = threading.RLock()  # a tape may be collected while it is held
 _alive = 0
-
-
-def _clone(function: Callable[..., Any]) -> types.FunctionType:
-    assert isinstance(function, types.FunctionType)
-    clone = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
-    clone.__kwdefaults__ = function.__kwdefaults__
-    return clone
-
-
-#: The originals, under their names: these are what entries hold and replay.
-trunc_normal_ = _clone(torch.nn.init._no_grad_trunc_normal_)
-sparse_ = _clone(torch.nn.init.sparse_)
-dirac_ = _clone(torch.nn.init.dirac_)
-orthogonal_ = _clone(torch.nn.init.orthogonal_)
-_own_orthogonal_ = _clone(init.orthogonal_)
-#: Both write the same matrix when their draw is one of the stream (docs/stream.md, section 12).
-ORTHOGONAL = frozenset({orthogonal_, _own_orthogonal_})
-manual_seed = _clone(torch.random.manual_seed)
 
 
 def _initializer(original: Callable[..., Any], *, random: bool) -> Callable[..., Any]:
@@ -111,21 +92,21 @@ def _orthogonal(tensor: torch.Tensor, gain: float = 1, generator: torch.Generato
 def _own_orthogonal(tensor: torch.Tensor, gain: float = 1, generator: torch.Generator | None = None) -> Any:
     deferred = isinstance(tensor, Deferred)
     if deferred and (tensor.ndimension() < 2 or tensor.numel() == 0 or tensor.dtype not in QR_DTYPE):
-        return _own_orthogonal_(tensor, gain, generator)
+        return own_orthogonal_(tensor, gain, generator)
     return _record_own_orthogonal(tensor, gain, generator)
 
 
 _record_orthogonal = _initializer(orthogonal_, random=True)
-_record_own_orthogonal = _initializer(_own_orthogonal_, random=True)
+_record_own_orthogonal = _initializer(own_orthogonal_, random=True)
 _record_sparse = _initializer(sparse_, random=True)
 _record_dirac = _initializer(dirac_, random=False)
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------
 
-_new_parameter = _clone(torch.nn.Parameter.__new__)
-_new_uninitialized_parameter = _clone(UninitializedParameter.__new__)
-_new_uninitialized_buffer = _clone(UninitializedBuffer.__new__)
+_new_parameter = clone(torch.nn.Parameter.__new__)
+_new_uninitialized_parameter = clone(UninitializedParameter.__new__)
+_new_uninitialized_buffer = clone(UninitializedBuffer.__new__)
 
 
 def _parameter(cls: Any, data: Any, requires_grad: bool) -> Any:
@@ -350,8 +331,8 @@ def _manual_seed(seed: Any) -> torch.Generator:
 
 # --- threads ----------------------------------------------------------------------------------------------------------
 
-_start = _clone(threading.Thread.start)
-_submit = _clone(ThreadPoolExecutor.submit)
+_start = clone(threading.Thread.start)
+_submit = clone(ThreadPoolExecutor.submit)
 
 
 def _in_context(tape: Tape, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -404,7 +385,7 @@ def _intercept_pools() -> None:
         name = f"Pool.{method}"
         if name not in _INTERCEPTED:
             function = getattr(module.Pool, method)  # type: ignore[union-attr]
-            _INTERCEPTED[name] = function, _pool_method(_clone(function))
+            _INTERCEPTED[name] = function, _pool_method(clone(function))
             _codes[name] = function.__code__, _redirect(name, function)
 
 

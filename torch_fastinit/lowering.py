@@ -29,8 +29,8 @@ from torch_fastinit.initializers import (
     TruncatedNormal,
     Uniform,
 )
-from torch_fastinit.intercept import dirac_, sparse_, trunc_normal_
 from torch_fastinit.ops import RANDOM_DTYPES
+from torch_fastinit.originals import dirac_, sparse_, trunc_normal_
 from torch_fastinit.tape import Entry, Storage, Value, as_real, live_writes
 
 aten = torch.ops.aten
