@@ -328,7 +328,7 @@ def test_memory_runs_out_half_way(monkeypatch, call, mode):
 
     with monkeypatch.context() as patch:
         patch.setattr("torch_fastinit.replay.allocate", exhausted)
-        patch.setattr("torch_fastinit.builder.allocate", exhausted)
+        patch.setattr("torch_fastinit.executor.allocate", exhausted)
         if mode is None or call == 0:
             with pytest.raises(RuntimeError, match=r"'.+' \(shape .*can't allocate memory"):
                 fastinit.materialize(model, replay=mode)

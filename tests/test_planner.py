@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+import pickle
+import types
+import weakref
+
 import pytest
 import torch
 from comparison import same_bits, tensors_of
 from torch import nn
 
 import torch_fastinit as fastinit
-from torch_fastinit.builder import Builder
+from torch_fastinit.draws import assign_draws
+from torch_fastinit.executor import Executor
 from torch_fastinit.initializers import Normal, Sparse
 from torch_fastinit.ops import Fill, fill
-from torch_fastinit.planner import make_plan, own_draws, streams_of, targets_of
+from torch_fastinit.planner import Filled, Kept, Planner, Replayed, Shared, Zeros
 from torch_fastinit.replay import closure
 from torch_fastinit.stream import draw_stream, stream_id
-from torch_fastinit.tape import need
+from torch_fastinit.tape import Entry, Tape, need
+from torch_fastinit.tensor import Deferred
+from torch_fastinit.tensors import targets_of
 
 
 def deferred(build):
@@ -148,9 +156,10 @@ def test_folding_changes_no_bit(name):
     targets = targets_of(module)
     results = []
     for fold in (True, False):
-        works = make_plan(targets, fold=fold)
-        assert [work.how for work in works] == ["one pass" if fold else "replayed"]
-        results.append(Builder(works, 7, streams_of(own_draws(targets, None))).build()[0])
+        draws = assign_draws(targets)
+        plan = Planner(draws, fold=fold).plan(targets)
+        assert [one.source.how for one in plan] == ["one pass" if fold else "replayed"]
+        results.append(Executor(plan, [target.tensor for target in targets], 7, draws).run()[0])
     assert same_bits(*results)
 
 
@@ -192,12 +201,15 @@ def test_every_step_is_torchs_own(dtype, draw):
             DRAWS[draw](w)
             module.register_buffer(f"w{number}", change(w))
     targets = targets_of(module)
-    streams = streams_of(own_draws(targets, None))
-    folded, replayed = (make_plan(targets, fold=fold) for fold in (True, False))
+    tensors = [target.tensor for target in targets]
+    draws = assign_draws(targets)
+    folded, replayed = (Planner(draws, fold=fold).plan(targets) for fold in (True, False))
     across = {"cast", "cast, times", "times, cast", "float8", "other float8"} if dtype is torch.float64 else set()
-    for name, work in zip(CHANGES, folded, strict=True):
-        assert work.how == ("replayed" if name in across else "one pass"), name
-    for name, *pair in zip(CHANGES, *(Builder(w, 7, streams).build() for w in (folded, replayed)), strict=True):
+    for name, one in zip(CHANGES, folded, strict=True):
+        assert one.source.how == ("replayed" if name in across else "one pass"), name
+    for name, *pair in zip(
+        CHANGES, *(Executor(plan, tensors, 7, draws).run() for plan in (folded, replayed)), strict=True
+    ):
         assert same_bits(*pair), name
 
 
@@ -321,6 +333,54 @@ def test_the_table():
     ]
     assert lines[-1] == "4 tensors, 42 bytes; 57.1% in one pass"
     assert plan.share(random=True) == 1.0
+
+
+def everything():
+    """A module with a tensor of each kind of source."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.filled = nn.Linear(4, 3)
+            self.copied = nn.Parameter(self.filled.weight.detach().clone() * 0.5)
+            nn.init.sparse_(self.copied, 0.5)
+            self.replayed = nn.Parameter(torch.randn(3).exponential_().sqrt())
+            self.register_buffer("zeros", torch.empty(2))
+            self.register_buffer("shared", torch.tensor([1.0, 2.0]))
+
+    model = deferred(Model)
+    model.kept = nn.Parameter(torch.ones(2))
+    return model
+
+
+def test_a_plan_is_plain_data():
+    """Neither the internal plan nor plan()'s result keeps anything of the recording alive; both can be pickled."""
+    module = everything()
+    tape = weakref.ref(module.filled.weight._value.storage.tape)
+    targets = targets_of(module)
+    deferred_targets = [target for target in targets if isinstance(target.tensor, Deferred)]
+    assignments = Planner(assign_draws(deferred_targets)).plan(targets)
+    assert {type(one.source) for one in assignments} == {Filled, Replayed, Zeros, Shared, Kept}
+    table = fastinit.plan(module)
+    assert all(isinstance(row.how, str) and isinstance(row.why, str) for row in table.rows)
+    del targets, deferred_targets
+    fastinit.materialize(module, seed=0)
+    gc.collect()
+    assert tape() is None
+    assert not [thing for thing in _reachable([assignments, table]) if isinstance(thing, torch.Tensor | Tape | Entry)]
+    assert pickle.loads(pickle.dumps(assignments)) == assignments
+    assert pickle.loads(pickle.dumps(table)) == table
+
+
+def _reachable(root):
+    """Every object that ``root`` holds, but for modules and classes."""
+    seen, stack = {}, [root]
+    while stack:
+        thing = stack.pop()
+        if id(thing) not in seen and not isinstance(thing, type | types.ModuleType | types.FunctionType):
+            seen[id(thing)] = thing
+            stack.extend(gc.get_referents(thing))
+    return seen.values()
 
 
 def test_device_argument_of_a_plan():

@@ -12,8 +12,7 @@ from torch_fastinit.stream import stream_id
 
 if TYPE_CHECKING:
     from torch_fastinit.context import deferred, is_deferred, skip_init
-    from torch_fastinit.materializer import materialize
-    from torch_fastinit.planner import plan
+    from torch_fastinit.materializer import materialize, plan
 
 __all__ = [
     "backends",
@@ -35,7 +34,7 @@ _LATER = {
     "deferred": "context",
     "is_deferred": "context",
     "materialize": "materializer",
-    "plan": "planner",
+    "plan": "materializer",
     "skip_init": "context",
 }
 

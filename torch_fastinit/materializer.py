@@ -6,17 +6,21 @@ import contextlib
 import gc
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from torch_fastinit.builder import Builder, TorchBuilder, unwritten_elements
-from torch_fastinit.inplace import put_in_place
+from torch_fastinit.draws import assign_draws
+from torch_fastinit.executor import Executor, unwritten_elements
 from torch_fastinit.meta import stand_in, was_meta
-from torch_fastinit.planner import DtypeRule, Target, Work, make_plan, own_draws, streams_of, targets_of
+from torch_fastinit.parity import ParityExecutor
+from torch_fastinit.planner import Assignment, DtypeRule, Planner, Unwritten, Zeros
 from torch_fastinit.replay import outside
+from torch_fastinit.report import Plan, rows
 from torch_fastinit.stream import draw_seed, to_signed
+from torch_fastinit.swap import put_in_place
 from torch_fastinit.tensor import Deferred
+from torch_fastinit.tensors import Target, targets_of
 
 
 def materialize(
@@ -95,6 +99,49 @@ def materialize(
     return module
 
 
+def plan(
+    module: torch.nn.Module,
+    *,
+    device: torch.device | str | int | None = None,
+    dtype: DtypeRule = None,
+) -> Plan:
+    """What :func:`torch_fastinit.materialize` would do with ``module``, tensor by tensor.
+
+    Args:
+        module: any module.
+        device, dtype: as for :func:`torch_fastinit.materialize`.
+
+    Returns:
+        A :class:`Plan`: one row a tensor, in root order (parameters, buffers, other attributes). It prints as a table.
+
+    Raises:
+        TypeError: ``module`` is not a module, or ``dtype`` is not a dtype or a function that returns one.
+
+    Example:
+        >>> import torch, torch_fastinit as fastinit
+        >>> layer = fastinit.skip_init(torch.nn.Linear, 3, 2)
+        >>> print(fastinit.plan(layer))  # doctest: +NORMALIZE_WHITESPACE
+        name    shape  dtype    what                            bytes  how
+        ------  -----  -------  ------------------------------  -----  --------
+        weight  2x3    float32  Uniform(a=-0.57735, b=0.57735)  24     one pass
+        bias    2      float32  Uniform(a=-0.57735, b=0.57735)  8      one pass
+        2 tensors, 32 bytes; 100.0% in one pass
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"plan() takes a torch.nn.Module, not {type(module).__name__}")
+    where = None if device is None else torch.device(device)
+    targets = targets_of(module)
+    undo = stand_in(module, targets, where)
+    try:
+        with outside():
+            targets = targets_of(module) if undo else targets
+            draws = assign_draws([target for target in targets if isinstance(target.tensor, Deferred)])
+            return Plan(tuple(rows(targets, Planner(draws).plan(targets, where, dtype))))
+    finally:
+        if undo:
+            undo()
+
+
 def _materialize(
     targets: Sequence[Target],
     where: torch.device | None,
@@ -104,32 +151,36 @@ def _materialize(
     replay: str | None,
     verify: bool,
 ) -> None:
-    deferred = [target for target in targets if isinstance(target.tensor, Deferred)]
-    if not deferred:
+    targets = [target for target in targets if isinstance(target.tensor, Deferred)]
+    if not targets:
         return
+    deferred: list[Any] = [target.tensor for target in targets]
     with outside():
-        works = make_plan(deferred, where, dtype)
-        _refuse_unwritten(works)
-        builder: Builder
+        draws = assign_draws(targets, names)
+        plan = Planner(draws).plan(targets, where, dtype)
+        _refuse_unwritten(targets, plan)
+        executor: Executor
         if replay == "torch":
-            builder = TorchBuilder(works, 0, {})
+            executor = ParityExecutor(plan, deferred, 0, draws)
         else:
-            streams = streams_of(own_draws(deferred, names))
-            builder = Builder(works, draw_seed() if seed is None else seed, streams)
+            executor = Executor(plan, deferred, draw_seed() if seed is None else seed, draws)
         if verify:
-            _verify(builder)
-        put_in_place(works, builder.build())
+            _verify(executor)
+        put_in_place([one.name for one in plan], deferred, executor.run())
 
 
-def _refuse_unwritten(works: Sequence[Work]) -> None:
+def _refuse_unwritten(targets: Sequence[Target], plan: Sequence[Assignment]) -> None:
     """Raise if a parameter has no initial value, or a tensor has lost what its constructor made of it."""
-    lost = [work.target.name for work in works if work.how in ("unwritten", "zeros") and was_meta(work.target.tensor)]
+    empty = [
+        (target, one) for target, one in zip(targets, plan, strict=True) if isinstance(one.source, (Unwritten, Zeros))
+    ]
+    lost = [one.name for target, one in empty if was_meta(target.tensor)]
     if lost:
         raise RuntimeError(
             f"{_list(lost)}: on the meta device, and no reset_parameters, reset_buffers or init_weights of the module "
             "writes to them, so what the constructor made of them is lost; build the module inside fastinit.deferred()"
         )
-    unwritten = [work.target.name for work in works if work.how == "unwritten"]
+    unwritten = [one.name for _, one in empty if isinstance(one.source, Unwritten)]
     if unwritten:
         raise RuntimeError(
             f"{_list(unwritten)}: nothing ever writes to these parameters, so they have no initial value; initialise "
@@ -152,8 +203,8 @@ def _no_collections() -> Iterator[None]:
             gc.enable()
 
 
-def _verify(builder: Builder) -> None:
-    counts = unwritten_elements(builder.rehearse, builder.works)
+def _verify(executor: Executor) -> None:
+    counts = unwritten_elements(executor)
     if counts:
         found = ", ".join(f"{name!r} ({count:,} elements)" for name, count in list(counts.items())[:10])
         more = f" and {len(counts) - 10} more tensors" if len(counts) > 10 else ""

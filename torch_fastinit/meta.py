@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from torch_fastinit.context import deferred
-from torch_fastinit.inplace import swap
 from torch_fastinit.replay import outside
+from torch_fastinit.swap import swap
 from torch_fastinit.tensor import Deferred, active, uninitialized
-
-if TYPE_CHECKING:
-    from torch_fastinit.planner import Target
+from torch_fastinit.tensors import Target
 
 
 def was_meta(tensor: torch.Tensor) -> bool:

@@ -14,6 +14,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,15 +51,43 @@ class Storage:
         return self.base.untyped_storage().nbytes()
 
 
+@dataclass(slots=True)
+class View:
+    """Part of a storage, seen as a strided tensor. ``offset`` and ``stride`` count elements."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First byte and last byte plus one."""
+        item = self.dtype.itemsize
+        if 0 in self.shape:
+            return self.offset * item, self.offset * item
+        reach = sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
+        return self.offset * item, (self.offset + reach + 1) * item
+
+
 class Value:
     """A tensor of the recording: metadata and aliasing in a meta tensor, contents in a storage."""
 
-    __slots__ = ("_span", "shadow", "storage")
+    __slots__ = ("_span", "_view", "shadow", "storage")
 
     def __init__(self, shadow: torch.Tensor, storage: Storage):
         self.shadow = shadow
         self.storage = storage
         self._span: tuple[int, int, bool] | None = None
+        self._view: View | None = None
+
+    @property
+    def view(self) -> View:
+        """The tensor's place in its storage, as plain data."""
+        if self._view is None:
+            shadow = self.shadow
+            self._view = View(shadow.dtype, shadow.shape, shadow.stride(), int(shadow.storage_offset()))
+        return self._view
 
     @property
     def span(self) -> tuple[int, int, bool]:

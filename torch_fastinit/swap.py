@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from torch_fastinit.tensor import set_class
 
-if TYPE_CHECKING:
-    from torch_fastinit.planner import Work
 
-
-def put_in_place(works: Sequence[Work], reals: Sequence[torch.Tensor]) -> None:
+def put_in_place(names: Sequence[str], deferred: Sequence[torch.Tensor], reals: Sequence[torch.Tensor]) -> None:
     """Make each deferred tensor object the real tensor. When one cannot be, all are as they were."""
-    leaf = [work.target.tensor.is_leaf for work in works]
-    order = sorted(range(len(works)), key=leaf.__getitem__)  # results of autograd hold leaves
+    leaf = [tensor.is_leaf for tensor in deferred]
+    order = sorted(range(len(deferred)), key=leaf.__getitem__)  # results of autograd hold leaves
     undo: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
         for i in order:
-            old = works[i].target.tensor
+            old = deferred[i]
             new = finished(old, reals[i])
             swap(old, new)
             undo.append((old, new))
     except Exception as error:
         for old, new in reversed(undo):
             swap(old, new)
-        raise RuntimeError(f"{works[i].target.name!r} could not be put in place: {error}") from error
+        raise RuntimeError(f"{names[i]!r} could not be put in place: {error}") from error
 
 
 def finished(old: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

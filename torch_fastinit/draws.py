@@ -1,0 +1,56 @@
+"""Which random draw belongs to which name (docs/stream.md, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch_fastinit.fold import Draw
+from torch_fastinit.recognize import recognize
+from torch_fastinit.replay import closure
+from torch_fastinit.stream import canonical_name
+from torch_fastinit.tape import Entry, Value, covers_all, need
+from torch_fastinit.tensors import Target
+
+
+def assign_draws(targets: Sequence[Target], names: Callable[[str], str] | None = None) -> dict[Entry, Draw]:
+    """The name and number of every live draw: it belongs to the first name whose value depends on it."""
+    draws: dict[Entry, Draw] = {}
+    for target in targets:
+        value = target.tensor._value  # type: ignore[attr-defined]
+        if value.storage.shared is not None:
+            continue
+        number = 0
+        name: str | None = None
+        previous: Entry | None = None
+        for entry in dependencies(value):
+            if entry.random and not entry.constant and entry not in draws:
+                if name is None:
+                    name = _stream_name(target.name, names)
+                if previous is not None:
+                    number += _streams_taken(previous)
+                draws[entry] = name, number
+                previous = entry
+    return draws
+
+
+def dependencies(value: Value) -> Sequence[Entry]:
+    """The entries that the contents of ``value`` depend on, in the order recorded."""
+    writes = value.storage.writes
+    if writes and covers_all(writes[-1]):
+        return writes[-1:]
+    return closure([need(value)])
+
+
+def _stream_name(name: str, names: Callable[[str], str] | None) -> str:
+    canonical = canonical_name(name)
+    if names is None:
+        return canonical
+    renamed = names(canonical)
+    if not isinstance(renamed, str):
+        raise TypeError(f"names({name!r}) must be a string, not {renamed!r}")
+    return renamed
+
+
+def _streams_taken(entry: Entry) -> int:
+    initializer = recognize(entry)
+    return 1 if initializer is None else initializer.draws

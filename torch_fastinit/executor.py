@@ -1,0 +1,215 @@
+"""Running a plan: memory, fills, replays. Nothing here changes the module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from torch_fastinit.fold import Draw, PlannedFill
+from torch_fastinit.generators import generator_of, get_state, restore, states
+from torch_fastinit.initializers import Initializer, Normal
+from torch_fastinit.ops import Fill, fill
+from torch_fastinit.originals import ORTHOGONAL
+from torch_fastinit.orthogonal import orthogonal
+from torch_fastinit.planner import Assignment, Filled, Replayed, Shared, Zeros
+from torch_fastinit.recognize import recognize
+from torch_fastinit.replay import Replay, allocate, closure, freeze, from_state, poisoned
+from torch_fastinit.stream import draw_stream, mixed_seed, stream_id
+from torch_fastinit.tape import Entry, Storage, Value, View, as_real, need
+from torch_fastinit.tensor import Deferred
+
+
+class Executor:
+    """Computes the real tensors of a plan from the stream.
+
+    ``tensors`` are the deferred tensors that ``plan`` is of, ``draws`` the names and numbers of their random draws.
+    """
+
+    def __init__(
+        self, plan: Sequence[Assignment], tensors: Sequence[Deferred], seed: int, draws: Mapping[Entry, Draw]
+    ) -> None:
+        self.plan = plan
+        self.tensors = tensors
+        self.values = [tensor._value for tensor in tensors]
+        self.seed = seed
+        self.draws = draws
+        self.reals: dict[int, torch.Tensor] = {}  # by the assignment's place in the plan
+        #: Final memory of storages that keep their dtype: tensors that share it go on sharing it.
+        self.final: dict[int, torch.Tensor] = {}
+        self.passes: list[list[Fill]] = []  # the n-th fills of all tensors
+        self.replays: dict[Storage, list[int]] = {}
+        self._first_streams: dict[str, int] = {}
+
+    def rehearse(self) -> list[torch.Tensor]:
+        """What :meth:`run` would give, leaving torch's generators and this executor as they are."""
+        state = states()
+        try:
+            return type(self)(self.plan, self.tensors, self.seed, self.draws).run()
+        finally:
+            restore(state)
+
+    def run(self) -> list[torch.Tensor]:
+        """One real tensor for each assignment."""
+        for i, one in enumerate(self.plan):
+            try:
+                self._execute[type(one.source)](self, i, one)
+            except Exception as error:
+                raise self._failed(one, error) from error
+        for fills in self.passes:
+            self._fill(fills)
+        if self.replays:
+            self._replay()
+        return [self.reals[i] for i in range(len(self.plan))]
+
+    # --- one method for each kind of source ---------------------------------------------------------------------------
+
+    def _share(self, i: int, one: Assignment) -> None:
+        value = self.values[i]
+        assert value.storage.shared is not None
+        self.reals[i] = as_real(value.shadow, value.storage.shared).to(device=one.device, dtype=one.dtype)
+
+    def _zero(self, i: int, one: Assignment) -> None:
+        self.reals[i] = allocate(one.view.shape, one.view.stride, one.dtype, one.device).zero_()
+
+    def _replay_later(self, i: int, one: Assignment) -> None:
+        self.replays.setdefault(self.values[i].storage, []).append(i)
+
+    def _fill_later(self, i: int, one: Assignment) -> None:
+        assert isinstance(one.source, Filled)
+        real, fresh = self._memory(i, one)
+        self.reals[i] = real
+        if fresh:
+            for number, planned in enumerate(one.source.fills):
+                if number == len(self.passes):
+                    self.passes.append([])
+                self.passes[number].append(self._bind(planned, one, real))
+
+    _execute: ClassVar[dict[type, Callable[[Any, int, Assignment], None]]] = {
+        Shared: _share,
+        Zeros: _zero,
+        Replayed: _replay_later,
+        Filled: _fill_later,
+    }
+
+    # --- fills --------------------------------------------------------------------------------------------------------
+
+    def _memory(self, i: int, one: Assignment) -> tuple[torch.Tensor, bool]:
+        """Memory for a filled tensor, and whether it is the first to see that memory."""
+        view = one.view
+        if one.dtype is not view.dtype:  # a cast makes a tensor of its own
+            return allocate(view.shape, view.stride, one.dtype, one.device), True
+        base = self.final.get(one.storage)
+        if base is not None:
+            return as_real(self.values[i].shadow, base.untyped_storage()), False
+        if one.whole:
+            real = self.final[one.storage] = allocate(view.shape, view.stride, one.dtype, one.device)
+            return real, True
+        base = self.final[one.storage] = allocate((one.storage_nbytes,), (1,), torch.uint8, one.device)
+        return as_real(self.values[i].shadow, base.untyped_storage()), True
+
+    def _bind(self, planned: PlannedFill, one: Assignment, real: torch.Tensor) -> Fill:
+        """The planned fill, of real memory."""
+        view = planned.view
+        if not (view is one.view or (view.dtype is one.dtype and _same_place(view, one.view))):
+            part = torch.empty(0, dtype=view.dtype, device=real.device)
+            real = part.set_(real.untyped_storage(), view.offset, view.shape, view.stride)
+        return self._of_draw(real, planned.initializer, planned.draw)
+
+    def _of_draw(self, real: torch.Tensor, initializer: Initializer, draw: Draw | None) -> Fill:
+        """The fill of ``real`` with an initializer that takes its words from ``draw``."""
+        if draw is None:
+            return Fill(real, initializer)
+        first, number = self._stream_of(draw)
+        second = draw_stream(first, number + 1) if initializer.draws == 2 else None
+        return Fill(real, initializer, self.seed, draw_stream(first, number), second=second)
+
+    def _stream_of(self, draw: Draw) -> tuple[int, int]:
+        """The stream of its name's draw 0, and its number."""
+        name, number = draw
+        first = self._first_streams.get(name)
+        if first is None:
+            first = self._first_streams[name] = stream_id(name)
+        return first, number
+
+    def _fill(self, fills: Sequence[Fill]) -> None:
+        devices: dict[torch.device, list[Fill]] = {}
+        for one in fills:
+            devices.setdefault(one.tensor.device, []).append(one)
+        for together in devices.values():
+            fill(together, fresh=True)
+
+    # --- replays ------------------------------------------------------------------------------------------------------
+
+    def _replay(self) -> None:
+        """Run what could not be filled."""
+        entries = closure([need(self.values[i]) for some in self.replays.values() for i in some])
+        freeze([entry for entry in entries if entry.random and entry.seeded])
+        self._run(entries)
+
+    def _run(self, entries: Sequence[Entry]) -> None:
+        """Run entries, and move and cast each tensor as soon as its storage is complete."""
+        replay = Replay(self._randomness)
+
+        def done(storage: Storage) -> None:
+            for i in self.replays.get(storage, ()):
+                one, real = self.plan[i], replay.tensor(self.values[i])
+                if one.dtype is not real.dtype or one.device != real.device:
+                    real = real.to(device=one.device, dtype=one.dtype)
+                self.reals[i] = real
+
+        try:
+            replay.run(entries, done)
+            for storage, some in self.replays.items():
+                if some[0] not in self.reals:
+                    done(storage)
+        except Exception as error:
+            left = [i for some in self.replays.values() for i in some if i not in self.reals]
+            raise self._failed(self.plan[left[0]], error) from error
+
+    def _randomness(self, entry: Entry, tensor: Callable[[Value], torch.Tensor], call: Callable[[], Any]) -> Any:
+        if entry.state is not None:
+            return from_state(entry, tensor, call)
+        draw = self.draws[entry]
+        initializer = recognize(entry)
+        if initializer is not None:
+            return fill([self._of_draw(tensor(entry.writes[0]), initializer, draw)])
+        if entry.func in ORTHOGONAL:
+            return orthogonal(
+                tensor(entry.writes[0]),
+                entry.kwargs["gain"],
+                lambda matrix: fill([self._of_draw(matrix, Normal(), draw)]),
+            )
+        generator = generator_of(entry.device)
+        saved = get_state(generator)
+        generator.manual_seed(mixed_seed(self.seed, draw_stream(*self._stream_of(draw))))
+        try:
+            return call()
+        finally:
+            generator.set_state(saved)
+
+    def _failed(self, one: Assignment, error: Exception) -> RuntimeError:
+        return RuntimeError(
+            f"{one.name!r} (shape {tuple(one.view.shape)}, {one.dtype}, {one.nbytes:,} bytes on {one.device}) could "
+            f"not be materialised: {error}"
+        )
+
+
+def _same_place(a: View, b: View) -> bool:
+    return a.offset == b.offset and a.shape == b.shape and a.stride == b.stride
+
+
+def unwritten_elements(executor: Executor) -> dict[str, int]:
+    """How many elements of each tensor depend on memory that nothing wrote: those that change with what was there."""
+    results = []
+    for byte in (0x00, 0xFF):
+        with poisoned(byte):
+            results.append(executor.rehearse())
+    counts: dict[str, int] = {}
+    for one, a, b in zip(executor.plan, *results, strict=True):
+        bits = [t.detach().contiguous().reshape(-1).view(torch.uint8).view(t.numel(), -1) for t in (a, b) if t.numel()]
+        count = int((bits[0] != bits[1]).any(dim=1).sum()) if bits else 0
+        if count:
+            counts[one.name] = count
+    return counts

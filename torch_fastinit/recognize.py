@@ -1,0 +1,105 @@
+"""Which initializer an entry of the tape is one fill of, if it is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torch_fastinit.initializers import (
+    Constant,
+    Dirac,
+    Eye,
+    Initializer,
+    Kind,
+    Normal,
+    Sparse,
+    TruncatedNormal,
+    Uniform,
+)
+from torch_fastinit.ops import RANDOM_DTYPES
+from torch_fastinit.originals import dirac_, sparse_, trunc_normal_
+from torch_fastinit.tape import Entry, Value, as_real
+
+aten = torch.ops.aten
+
+
+def _two_numbers(entry: Entry, cls: type[Normal | Uniform], *names: str) -> Initializer:
+    """What ``normal_`` or ``uniform_`` fills with: two numbers, by position or by name, by default 0 and 1."""
+    args = entry.args
+    if len(args) == 3:
+        return cls(float(args[1]), float(args[2]))
+    given = {**dict(zip(names, args[1:], strict=False)), **entry.kwargs}
+    return cls(float(given.get(names[0], 0.0)), float(given.get(names[1], 1.0)))
+
+
+def _fill_tensor(entry: Entry) -> Initializer | None:
+    value = entry.args[1]
+    if not isinstance(value, Value):
+        return Constant(value)
+    if value.storage.constant is None:
+        return None
+    return Constant(as_real(value.shadow, value.storage.constant).item())
+
+
+def _eye(entry: Entry) -> Initializer | None:
+    shape = tuple(entry.kwargs["out"].shadow.shape)
+    return Eye() if shape == tuple(entry.args[:2]) else None
+
+
+def _fastinit_fill(entry: Entry) -> Initializer | None:
+    kind, params = Kind(entry.args[1]), entry.args[2]
+    if kind is Kind.SPARSE:
+        return Sparse(*params)
+    kinds: dict[Kind, type[Any]] = {
+        Kind.UNIFORM: Uniform,
+        Kind.NORMAL: Normal,
+        Kind.TRUNCATED_NORMAL: TruncatedNormal,
+    }
+    return kinds[kind](*params) if kind in kinds else None
+
+
+def _fastinit_batch(entry: Entry) -> Initializer | None:
+    tensors, recipe, params = entry.args
+    if len(tensors) != 1 or recipe[4] != 0 or recipe[5] != 0:
+        return None
+    kind = Kind(recipe[0])
+    if kind is Kind.EYE:
+        return Eye()
+    return Dirac(int(params[0])) if kind is Kind.DIRAC else None
+
+
+_RECOGNIZERS: dict[Any, Callable[[Entry], Initializer | None]] = {
+    aten.zero_.default: lambda e: Constant(0),
+    aten.fill_.Scalar: lambda e: Constant(e.args[1]),
+    aten.fill_.Tensor: _fill_tensor,
+    aten.normal_.default: lambda e: _two_numbers(e, Normal, "mean", "std"),
+    aten.uniform_.default: lambda e: _two_numbers(e, Uniform, "from", "to"),
+    aten.eye.m_out: _eye,
+    trunc_normal_: lambda e: TruncatedNormal(*(float(e.kwargs[name]) for name in ("mean", "std", "a", "b"))),
+    sparse_: lambda e: Sparse(float(e.kwargs["sparsity"]), float(e.kwargs["std"])),
+    dirac_: lambda e: Dirac(int(e.kwargs["groups"])),
+    torch.ops.fastinit.fill_.default: _fastinit_fill,
+    torch.ops.fastinit.fill_batch_.default: _fastinit_batch,
+}
+
+
+def recognize(entry: Entry) -> Initializer | None:
+    """The initializer that ``entry`` is one fill of, if it is one and its outcome is not settled otherwise."""
+    recognizer = _RECOGNIZERS.get(entry.func)
+    if recognizer is None or len(entry.writes) != 1 or (entry.random and entry.constant):
+        return None
+    shadow = entry.writes[0].shadow
+    initializer = recognizer(entry)
+    if initializer is None or shadow.is_neg():
+        return None
+    if shadow.dtype not in RANDOM_DTYPES:
+        anywhere = isinstance(initializer, Constant) or (isinstance(initializer, Normal) and shadow.is_complex())
+        if not anywhere or shadow.is_conj():
+            return None
+    if isinstance(initializer, Normal) and not initializer.std >= 0:
+        return None
+    if not shadow.is_contiguous() and any(s == 0 < n - 1 for n, s in zip(shadow.shape, shadow.stride(), strict=True)):
+        return None
+    return initializer

@@ -1,0 +1,110 @@
+"""The plan as people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from torch_fastinit.draws import dependencies
+from torch_fastinit.fold import short_name
+from torch_fastinit.initializers import Initializer, Op, Program
+from torch_fastinit.planner import Assignment, Filled, Kept, Replayed, Shared, Zeros
+from torch_fastinit.tensors import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What happens to one tensor.
+
+    ``how`` is ``"one pass"``, ``"replayed"``, ``"kept"`` (already real), ``"shared"`` (memory that the constructor got
+    from elsewhere), ``"zeros"`` (a buffer that nothing writes) or ``"unwritten"``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    what: str
+    nbytes: int
+    how: str
+    why: str = ""
+    tied: tuple[str, ...] = ()
+    random: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What ``materialize`` would do: one :class:`Row` a tensor, in root order. Prints as a table."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors that would be materialised."""
+        return sum(row.nbytes for row in self.rows if row.how != "kept")
+
+    def share(self, how: str = "one pass", *, random: bool = True) -> float:
+        """The share of (random) bytes that is materialised in this way; 1 if there are none."""
+        rows = [row for row in self.rows if row.how != "kept" and (row.random or not random)]
+        total = sum(row.nbytes for row in rows)
+        return sum(row.nbytes for row in rows if row.how == how) / total if total else 1.0
+
+    def __str__(self) -> str:
+        lines = [("name", "shape", "dtype", "what", "bytes", "how")]
+        for row in self.rows:
+            name = row.name + (f" (= {', '.join(row.tied)})" if row.tied else "")
+            how = f"{row.how}: {row.why}" if row.why else row.how
+            shape = "x".join(map(str, row.shape)) or "scalar"
+            lines.append((name, shape, short_name(row.dtype), row.what, f"{row.nbytes:,}", how))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        ]
+        table.insert(1, "  ".join("-" * width for width in widths))
+        table.append(f"{len(self.rows)} tensors, {self.nbytes:,} bytes; {self.share(random=False):.1%} in one pass")
+        return "\n".join(table)
+
+
+def rows(targets: Sequence[Target], assignments: Sequence[Assignment]) -> Iterator[Row]:
+    """One row for each assignment."""
+    for target, one in zip(targets, assignments, strict=True):
+        kept = isinstance(one.source, Kept)
+        random = not isinstance(one.source, (Kept, Shared)) and any(
+            entry.random
+            for entry in dependencies(target.tensor._value)  # type: ignore[attr-defined]
+        )
+        yield Row(
+            name=one.name,
+            shape=tuple(one.view.shape),
+            dtype=one.dtype,
+            device=one.device,
+            what=_describe(one),
+            nbytes=0 if kept and not one.view.shape else one.nbytes,
+            how=one.source.how,
+            why=one.source.why,
+            tied=() if kept else tuple(target.others),
+            random=random,
+        )
+
+
+def _describe(one: Assignment) -> str:
+    if isinstance(one.source, Filled):
+        return ", then ".join(_describe_initializer(fill.initializer) for fill in one.source.fills)
+    return {Zeros: "Constant(value=0)", Replayed: "recorded operations"}.get(type(one.source), "")
+
+
+_OPERATIONS = {Op.MUL: " times {:.6g}", Op.ADD: " plus {:.6g}", Op.DIV: " divided by {:.6g}", Op.CAST: ""}
+
+
+def _describe_initializer(initializer: Initializer) -> str:
+    if isinstance(initializer, Program):
+        text, now = _describe_initializer(initializer.draw), initializer.dtype
+        for step in initializer.steps:
+            text += _OPERATIONS[step.op].format(step.operand)
+            if step.dtype is not now:
+                text, now = f"{text} as {short_name(step.dtype)}", step.dtype
+        return text
+    values = (f"{f.name}={getattr(initializer, f.name):.6g}" for f in fields(initializer))
+    return f"{type(initializer).__name__}({', '.join(values)})"
