@@ -20,9 +20,9 @@ from torch.nn.init import dirac_, orthogonal_, sparse_, trunc_normal_
 from torch.nn.utils import parametrizations, parametrize
 
 import torch_fastinit as fastinit
-from torch_fastinit import recorder
 from torch_fastinit.initializers import Normal
 from torch_fastinit.ops import Fill, fill
+from torch_fastinit.recording import schema as operators
 from torch_fastinit.stream import draw_stream
 
 
@@ -732,7 +732,7 @@ needs_the_tag = pytest.mark.skipif(not hasattr(torch.Tag, "out"), reason="this t
 @needs_the_tag
 def test_out_overloads_without_a_tag(monkeypatch):
     """What torch 2.10 and 2.11 do not say is read from the schemas: of every overload what the tag says."""
-    monkeypatch.setattr(recorder, "_TAG_OUT", None)
+    monkeypatch.setattr(operators, "_TAG_OUT", None)
     known = 0
     for schema in torch._C._jit_get_all_schemas():
         if schema.name.startswith("aten::"):
@@ -740,8 +740,8 @@ def test_out_overloads_without_a_tag(monkeypatch):
             overload = schema.overload_name or "default"
             if packet is not None and overload in packet.overloads():
                 func = getattr(packet, overload)
-                assert recorder._is_out(func) == (torch.Tag.out in func.tags), func._schema
-                known += recorder._is_out(func)
+                assert operators._is_out(func) == (torch.Tag.out in func.tags), func._schema
+                known += operators._is_out(func)
     assert known > 1000
 
 

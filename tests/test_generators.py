@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import torch_fastinit as fastinit
-from torch_fastinit.generators import generator_of, private_state, restore, same_state, states
+from torch_fastinit.recording.generators import generator_of, private_state, restore, same_state, states
 
 CUDA0, CUDA1 = torch.device("cuda", 0), torch.device("cuda", 1)
 

@@ -13,18 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from bits import (
-    REAL,
-    SEED,
-    STREAM,
-    bits_of,
-    check,
-    dirty,
-    expected,
-    name_of,
-    part_of,
-    sizes_of,
-)
+from bits import REAL, SEED, STREAM, bits_of, check, dirty, expected, name_of, part_of, sizes_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -12,9 +12,9 @@ from comparison import same_bits, tensors_of
 from torch import nn
 
 import torch_fastinit as fastinit
-from torch_fastinit import replay
 from torch_fastinit.initializers import Normal, Uniform
 from torch_fastinit.ops import Fill, fill
+from torch_fastinit.recording import memory
 from torch_fastinit.stream import draw_stream
 
 
@@ -318,7 +318,7 @@ def test_memory_runs_out_half_way(monkeypatch, call, mode):
     torch.manual_seed(9)
     model = deferred(build)
     before, state = snapshot(model), torch.get_rng_state()
-    allocate, calls = replay.allocate, []
+    allocate, calls = memory.allocate, []
 
     def exhausted(*arguments):
         calls.append(arguments)
@@ -327,8 +327,8 @@ def test_memory_runs_out_half_way(monkeypatch, call, mode):
         return allocate(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("torch_fastinit.replay.allocate", exhausted)
-        patch.setattr("torch_fastinit.executor.allocate", exhausted)
+        patch.setattr("torch_fastinit.recording.memory.allocate", exhausted)
+        patch.setattr("torch_fastinit.execution.executor.allocate", exhausted)
         if mode is None or call == 0:
             with pytest.raises(RuntimeError, match=r"'.+' \(shape .*can't allocate memory"):
                 fastinit.materialize(model, replay=mode)

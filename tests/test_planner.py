@@ -13,16 +13,16 @@ from comparison import same_bits, tensors_of
 from torch import nn
 
 import torch_fastinit as fastinit
-from torch_fastinit.draws import assign_draws
-from torch_fastinit.executor import Executor
+from torch_fastinit.execution.executor import Executor
 from torch_fastinit.initializers import Normal, Sparse
 from torch_fastinit.ops import Fill, fill
-from torch_fastinit.planner import Filled, Kept, Planner, Replayed, Shared, Zeros
-from torch_fastinit.replay import closure
+from torch_fastinit.planning.draws import assign_draws
+from torch_fastinit.planning.planner import Filled, Kept, Planner, Replayed, Shared, Zeros
+from torch_fastinit.planning.tensors import targets_of
+from torch_fastinit.recording.replay import closure
+from torch_fastinit.recording.tape import Entry, Tape, need
+from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.stream import draw_stream, stream_id
-from torch_fastinit.tape import Entry, Tape, need
-from torch_fastinit.tensor import Deferred
-from torch_fastinit.tensors import targets_of
 
 
 def deferred(build):

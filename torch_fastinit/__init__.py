@@ -11,8 +11,8 @@ from torch_fastinit.ops import random_bits_
 from torch_fastinit.stream import stream_id
 
 if TYPE_CHECKING:
-    from torch_fastinit.context import deferred, is_deferred, skip_init
     from torch_fastinit.materializer import materialize, plan
+    from torch_fastinit.recording.context import deferred, is_deferred, skip_init
 
 __all__ = [
     "backends",
@@ -31,11 +31,11 @@ __version__ = "0.1.0"
 #: Names that are imported when they are first asked for, and from where: a fill needs no recorder. None of these
 #: modules has the name of a function here, which importing it would replace.
 _LATER = {
-    "deferred": "context",
-    "is_deferred": "context",
+    "deferred": "recording.context",
+    "is_deferred": "recording.context",
     "materialize": "materializer",
     "plan": "materializer",
-    "skip_init": "context",
+    "skip_init": "recording.context",
 }
 
 

@@ -10,17 +10,17 @@ from typing import Any, Literal
 
 import torch
 
-from torch_fastinit.draws import assign_draws
-from torch_fastinit.executor import Executor, unwritten_elements
-from torch_fastinit.meta import stand_in, was_meta
-from torch_fastinit.parity import ParityExecutor
-from torch_fastinit.planner import Assignment, DtypeRule, Planner, Unwritten, Zeros
-from torch_fastinit.replay import outside
-from torch_fastinit.report import Plan, rows
+from torch_fastinit.execution.executor import Executor, unwritten_elements
+from torch_fastinit.execution.meta import stand_in, was_meta
+from torch_fastinit.execution.parity import ParityExecutor
+from torch_fastinit.execution.swap import put_in_place
+from torch_fastinit.planning.draws import assign_draws
+from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten, Zeros
+from torch_fastinit.planning.report import Plan, rows
+from torch_fastinit.planning.tensors import Target, targets_of
+from torch_fastinit.recording.active import outside
+from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.stream import draw_seed, to_signed
-from torch_fastinit.swap import put_in_place
-from torch_fastinit.tensor import Deferred
-from torch_fastinit.tensors import Target, targets_of
 
 
 def materialize(

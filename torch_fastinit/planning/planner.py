@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit.fold import Draw, PlannedFill, cast_fill, fold, short_name
-from torch_fastinit.tape import Entry, Storage, Value, View
-from torch_fastinit.tensor import Deferred
-from torch_fastinit.tensors import Target
+from torch_fastinit.planning.fold import Draw, PlannedFill, cast_fill, fold, short_name
+from torch_fastinit.planning.tensors import Target
+from torch_fastinit.recording.memory import View
+from torch_fastinit.recording.tape import Entry, Storage, Value
+from torch_fastinit.recording.tensor import Deferred
 
 DtypeRule = torch.dtype | Callable[[str, torch.Tensor], "torch.dtype | None"] | None
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from torch_fastinit.intercept import interception
-from torch_fastinit.recorder import recording
-from torch_fastinit.tensor import Deferred, active
+from torch_fastinit.recording.active import active
+from torch_fastinit.recording.patches.switch import patch_while_alive
+from torch_fastinit.recording.recorder import dispatch, recording
+from torch_fastinit.recording.tape import Tape
+from torch_fastinit.recording.tensor import Deferred
 
 
 @contextlib.contextmanager
@@ -37,12 +39,13 @@ def deferred() -> Iterator[None]:
     if active.tape is not None and not active.tape.closed:
         yield
         return
-    with interception() as tape:
-        try:
-            with recording(tape):
-                yield
-        finally:
-            tape.closed = True
+    tape = Tape(dispatch)
+    patch_while_alive(tape)
+    try:
+        with recording(tape):
+            yield
+    finally:
+        tape.closed = True
 
 
 def skip_init(cls: type[torch.nn.Module], /, *args: Any, **kwargs: Any) -> torch.nn.Module:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from torch_fastinit.executor import Executor
-from torch_fastinit.generators import restore, same_state, states
-from torch_fastinit.planner import Shared, Zeros
-from torch_fastinit.replay import closure
-from torch_fastinit.tape import Entry, Tape, Value, need
-from torch_fastinit.tensor import Deferred
+from torch_fastinit.execution.executor import Executor
+from torch_fastinit.planning.planner import Shared, Zeros
+from torch_fastinit.recording.generators import restore, same_state, states
+from torch_fastinit.recording.replay import closure
+from torch_fastinit.recording.tape import Entry, Tape, Value, need
+from torch_fastinit.recording.tensor import Deferred
 
 
 class ParityExecutor(Executor):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch_fastinit.fold import Draw
-from torch_fastinit.recognize import recognize
-from torch_fastinit.replay import closure
+from torch_fastinit.planning.fold import Draw
+from torch_fastinit.planning.recognize import recognize
+from torch_fastinit.planning.tensors import Target
+from torch_fastinit.recording.replay import closure
+from torch_fastinit.recording.tape import Entry, Value, covers_all, need
 from torch_fastinit.stream import canonical_name
-from torch_fastinit.tape import Entry, Value, covers_all, need
-from torch_fastinit.tensors import Target
 
 
 def assign_draws(targets: Sequence[Target], names: Callable[[str], str] | None = None) -> dict[Entry, Draw]:

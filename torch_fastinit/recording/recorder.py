@@ -7,21 +7,20 @@ does to memory. What cannot be known without values - a result's shape, a mask, 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_fastinit.generators import is_default, private_state, same_state, states
-from torch_fastinit.replay import evaluate, outside
-from torch_fastinit.tape import Entry, Storage, Tape, Value, transform
-from torch_fastinit.tensor import (
+from torch_fastinit.recording.active import active, outside
+from torch_fastinit.recording.generators import is_default, private_state, same_state, states
+from torch_fastinit.recording.replay import evaluate
+from torch_fastinit.recording.schema import Signature, signature_of
+from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, transform
+from torch_fastinit.recording.tensor import (
     Deferred,
-    active,
     adopt,
     become,
     capture,
@@ -35,72 +34,6 @@ from torch_fastinit.tensor import (
 aten = torch.ops.aten
 _CPU = torch.device("cpu")
 _META = torch.device("meta")
-
-
-@dataclass(frozen=True, slots=True)
-class _Signature:
-    """What the schema of an operator says about memory."""
-
-    writes: tuple[tuple[int, str], ...]  # arguments that it changes: position and name
-    returns_written: tuple[int | None, ...]  # for each result, which of those it is
-    overwrites: bool
-    random: bool
-    reads_values: bool  # it cannot say what it returns without looking at values
-    reshapes: bool  # it changes the metadata of its first argument in place
-    out: bool
-    takes_device: bool
-
-
-_OVERWRITING = frozenset(
-    "aten::normal_ aten::uniform_ aten::fill_ aten::zero_ aten::copy_ aten::random_ aten::bernoulli_ "
-    "aten::exponential_ aten::cauchy_ aten::log_normal_ aten::geometric_ fastinit::fill_ fastinit::fill_batch_".split()
-)
-
-
-#: Operators that write to arguments without saying so in their schema.
-_SILENT_WRITES = {
-    "aten::native_batch_norm": ("running_mean", "running_var"),
-    "aten::cudnn_batch_norm": ("running_mean", "running_var"),
-    "aten::miopen_batch_norm": ("running_mean", "running_var"),
-}
-
-
-_TAG_OUT = getattr(torch.Tag, "out", None)  # from torch 2.12 on
-
-
-def _is_out(func: Any) -> bool:
-    """Whether ``func`` is an ``out=`` overload. Where torch has no tag for them, aten's schemas tell them as well."""
-    if _TAG_OUT is not None:
-        return _TAG_OUT in func.tags
-    keywords = [a.alias_info for a in func._schema.arguments if a.kwarg_only]
-    return func.namespace == "aten" and any(info is not None and info.is_write for info in keywords)
-
-
-@functools.cache
-def _signature(func: Any) -> _Signature:
-    schema, tags, out = func._schema, func.tags, _is_out(func)
-    writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
-    if schema.name in _SILENT_WRITES:
-        writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.name in _SILENT_WRITES[schema.name]]
-    infos = [schema.arguments[i].alias_info for i, _ in writes]
-    sets = [frozenset() if info is None else frozenset(info.before_set) for info in infos]
-
-    def written(result: Any) -> int | None:
-        info = result.alias_info
-        return sets.index(frozenset(info.before_set)) if info is not None and info.is_write else None
-
-    return _Signature(
-        writes=tuple(writes),
-        returns_written=tuple(written(result) for result in schema.returns),
-        overwrites=schema.name in _OVERWRITING or out,
-        random=torch.Tag.nondeterministic_seeded in tags,
-        reads_values=torch.Tag.data_dependent_output in tags
-        or torch.Tag.dynamic_output_shape in tags
-        or not (writes or schema.returns),  # a check
-        reshapes=torch.Tag.inplace_view in tags,
-        out=out,
-        takes_device=any(a.name == "device" for a in schema.arguments),
-    )
 
 
 def _same(func: Any, args: Any, kwargs: Any) -> Any:
@@ -243,7 +176,7 @@ def recording(tape: Tape) -> Iterator[None]:
 
 def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
     """The general way of an operation into the tape."""
-    signature = _signature(func)
+    signature = signature_of(func)
     tape = tape_of((args, kwargs))
     values: list[Value] = []
 
@@ -391,7 +324,7 @@ def _device_of(values: list[Value]) -> torch.device:
 
 
 def _on_meta(
-    signature: _Signature, kwargs: dict[str, Any], device: torch.device, shadow: Callable[[Value], torch.Tensor]
+    signature: Signature, kwargs: dict[str, Any], device: torch.device, shadow: Callable[[Value], torch.Tensor]
 ) -> dict[str, Any]:
     if not kwargs and not signature.takes_device:
         return kwargs
@@ -405,7 +338,7 @@ def _on_meta(
 
 
 def _results(
-    signature: _Signature, shadows: Any, written: list[Any], values: list[Value], device: torch.device, tape: Tape
+    signature: Signature, shadows: Any, written: list[Any], values: list[Value], device: torch.device, tape: Tape
 ) -> tuple[Any, tuple[Value | None, ...], bool]:
     """The call's results as deferred tensors, those of them in fresh storages, and whether there is none of these."""
     outs: list[Value | None] = []
@@ -445,7 +378,7 @@ def _create(
     creation: Callable[[Any, Any], tuple[Any, tuple[Any, ...]] | None],
     name: str,
 ) -> Deferred:
-    on_meta = _on_meta(_signature(func), kwargs, device, _shadow)
+    on_meta = _on_meta(signature_of(func), kwargs, device, _shadow)
     on_meta.pop("generator", None)
     if name in _EMPTY_SHAPED:
         shadow = torch.empty(args[0], **on_meta)
@@ -457,7 +390,7 @@ def _create(
     write = creation(args, kwargs)
     if write is not None:
         inplace, arguments = write
-        random = _signature(inplace).random
+        random = signature_of(inplace).random
         generator = kwargs.get("generator") or (args[1] if func._overloadname == "generator" else None)
         keywords = {"generator": generator} if generator is not None else {}
         record(tape, inplace, (value, *arguments), keywords, [value], overwrites=True, random=random)
@@ -474,7 +407,7 @@ def _reshape_in_place(func: Any, args: Any, vargs: Any, vkwargs: Any) -> Any:
 
 
 def _run_now(
-    func: Any, signature: _Signature, vargs: Any, vkwargs: Any, objects: list[Any], written: list[Value], tape: Tape
+    func: Any, signature: Signature, vargs: Any, vkwargs: Any, objects: list[Any], written: list[Value], tape: Tape
 ) -> Any:
     """Run an operation on values, because its result's shape or type, or somebody else's memory, depends on them."""
     for value in written:  # memory in which the change has to be seen from outside

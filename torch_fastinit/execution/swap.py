@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from torch_fastinit.tensor import set_class
+from torch_fastinit.recording.tensor import set_class
 
 
 def put_in_place(names: Sequence[str], deferred: Sequence[torch.Tensor], reals: Sequence[torch.Tensor]) -> None:

@@ -7,18 +7,19 @@ from typing import Any, ClassVar
 
 import torch
 
-from torch_fastinit.fold import Draw, PlannedFill
-from torch_fastinit.generators import generator_of, get_state, restore, states
 from torch_fastinit.initializers import Initializer, Normal
 from torch_fastinit.ops import Fill, fill
-from torch_fastinit.originals import ORTHOGONAL
 from torch_fastinit.orthogonal import orthogonal
-from torch_fastinit.planner import Assignment, Filled, Replayed, Shared, Zeros
-from torch_fastinit.recognize import recognize
-from torch_fastinit.replay import Replay, allocate, closure, freeze, from_state, poisoned
+from torch_fastinit.planning.fold import Draw, PlannedFill
+from torch_fastinit.planning.planner import Assignment, Filled, Replayed, Shared, Zeros
+from torch_fastinit.planning.recognize import recognize
+from torch_fastinit.recording.generators import generator_of, get_state, restore, states
+from torch_fastinit.recording.memory import View, allocate, as_real, poisoned
+from torch_fastinit.recording.originals import ORTHOGONAL
+from torch_fastinit.recording.replay import Replay, closure, freeze, from_state
+from torch_fastinit.recording.tape import Entry, Storage, Value, need
+from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.stream import draw_stream, mixed_seed, stream_id
-from torch_fastinit.tape import Entry, Storage, Value, View, as_real, need
-from torch_fastinit.tensor import Deferred
 
 
 class Executor:

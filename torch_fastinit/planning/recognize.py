@@ -19,8 +19,9 @@ from torch_fastinit.initializers import (
     Uniform,
 )
 from torch_fastinit.ops import RANDOM_DTYPES
-from torch_fastinit.originals import dirac_, sparse_, trunc_normal_
-from torch_fastinit.tape import Entry, Value, as_real
+from torch_fastinit.recording.memory import as_real
+from torch_fastinit.recording.originals import dirac_, sparse_, trunc_normal_
+from torch_fastinit.recording.tape import Entry, Value
 
 aten = torch.ops.aten
 

@@ -14,12 +14,12 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from torch_fastinit.generators import State, states
+from torch_fastinit.recording.generators import State, states
+from torch_fastinit.recording.memory import View, span
 
 _CPU = torch.device("cpu")
 
@@ -51,25 +51,6 @@ class Storage:
         return self.base.untyped_storage().nbytes()
 
 
-@dataclass(slots=True)
-class View:
-    """Part of a storage, seen as a strided tensor. ``offset`` and ``stride`` count elements."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """First byte and last byte plus one."""
-        item = self.dtype.itemsize
-        if 0 in self.shape:
-            return self.offset * item, self.offset * item
-        reach = sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
-        return self.offset * item, (self.offset + reach + 1) * item
-
-
 class Value:
     """A tensor of the recording: metadata and aliasing in a meta tensor, contents in a storage."""
 
@@ -93,7 +74,7 @@ class Value:
     def span(self) -> tuple[int, int, bool]:
         """First byte, last byte plus one, and whether every byte between belongs to the tensor."""
         if self._span is None:
-            self._span = _span(self.shadow)
+            self._span = span(self.shadow)
         return self._span
 
     @property
@@ -223,22 +204,6 @@ class Tape:
                 known.setdefault(device, state)
 
 
-def _span(t: torch.Tensor) -> tuple[int, int, bool]:
-    size, item = t.numel(), t.element_size()
-    start = int(t.storage_offset()) * item
-    if size == 0:
-        return start, start, True
-    if t.is_contiguous():
-        return start, start + size * item, True
-    extent = 1 + sum((n - 1) * int(s) for n, s in zip(t.shape, t.stride(), strict=True))
-    expected = 1
-    for s, n in sorted((s, n) for n, s in zip(t.shape, t.stride(), strict=True) if n > 1):
-        if s != expected:
-            return start, start + extent * item, False
-        expected *= n
-    return start, start + extent * item, True
-
-
 def covers_all(entry: Entry) -> bool:
     """Whether the entry determines all of its storage by itself, as most initialisers do."""
     return entry.overwrites and not entry.reads and len(entry.writes) == 1 and entry.writes[0].whole
@@ -292,17 +257,6 @@ def _live_writes(storage: Storage, time: float, start: float, end: float) -> Ite
 
 def _time(entry: Entry) -> int:
     return entry.time
-
-
-def as_real(shadow: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
-    """Real memory seen as ``shadow``."""
-    real = torch.empty(0, dtype=shadow.dtype, device=storage.device)
-    real.set_(storage, shadow.storage_offset(), shadow.shape, shadow.stride())
-    if shadow.is_conj():
-        real = torch._conj(real)
-    if shadow.is_neg():
-        real = torch._neg_view(real)
-    return real
 
 
 def transform(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:

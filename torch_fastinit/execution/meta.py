@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit.context import deferred
-from torch_fastinit.replay import outside
-from torch_fastinit.swap import swap
-from torch_fastinit.tensor import Deferred, active, uninitialized
-from torch_fastinit.tensors import Target
+from torch_fastinit.execution.swap import swap
+from torch_fastinit.planning.tensors import Target
+from torch_fastinit.recording.active import active, outside
+from torch_fastinit.recording.context import deferred
+from torch_fastinit.recording.tensor import Deferred, uninitialized
 
 
 def was_meta(tensor: torch.Tensor) -> bool:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from torch_fastinit.draws import dependencies
-from torch_fastinit.fold import short_name
 from torch_fastinit.initializers import Initializer, Op, Program
-from torch_fastinit.planner import Assignment, Filled, Kept, Replayed, Shared, Zeros
-from torch_fastinit.tensors import Target
+from torch_fastinit.planning.draws import dependencies
+from torch_fastinit.planning.fold import short_name
+from torch_fastinit.planning.planner import Assignment, Filled, Kept, Replayed, Shared, Zeros
+from torch_fastinit.planning.tensors import Target
 
 
 @dataclass(frozen=True, slots=True)

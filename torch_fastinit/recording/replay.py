@@ -2,60 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
-from torch_fastinit.generators import lock, private_state, states
-from torch_fastinit.tape import Entry, Need, Storage, Tape, Value, as_real, clock, live_writes, need, transform
+from torch_fastinit.recording.active import outside
+from torch_fastinit.recording.generators import lock, private_state, states
+from torch_fastinit.recording.memory import allocate_bytes, as_real
+from torch_fastinit.recording.tape import Entry, Need, Storage, Tape, Value, clock, live_writes, need, transform
 
 #: Read values up to this size are kept, so that reading them again costs nothing.
 CACHE_BYTES = 1 << 20
 
 #: Runs one random entry: gets the entry, a function from values to real tensors, and one that runs it as recorded.
 Randomness = Callable[[Entry, Callable[[Value], torch.Tensor], Callable[[], Any]], Any]
-
-
-def allocate(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Fresh memory for one tensor. Everything that this library materialises is allocated here."""
-    new = torch.empty_strided(shape, stride, dtype=dtype, device=device)
-    if _poison.byte is not None:
-        torch.empty(0, dtype=torch.uint8, device=device).set_(new.untyped_storage()).fill_(_poison.byte)
-    return new
-
-
-class _Poison(threading.local):
-    byte: int | None = None
-
-
-_poison = _Poison()
-
-
-@contextlib.contextmanager
-def poisoned(byte: int) -> Iterator[None]:
-    """Let fresh memory hold ``byte`` everywhere, to see who reads it."""
-    _poison.byte = byte
-    try:
-        yield
-    finally:
-        _poison.byte = None
-
-
-def _bytes(count: int, device: torch.device) -> torch.UntypedStorage:
-    return allocate((count,), (1,), torch.uint8, device).untyped_storage()
-
-
-@contextlib.contextmanager
-def outside() -> Iterator[None]:
-    """Run torch as if no context were active: neither recording, nor gradients, nor another default device."""
-    with _disable_current_modes(), torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-        yield
 
 
 def closure(needs: Iterable[Need], entries: Iterable[Entry] = ()) -> list[Entry]:
@@ -100,9 +63,9 @@ class Replay:
         if real is None:
             real = self.memory.get(storage)
             if real is None:
-                real = self.memory[storage] = _bytes(storage.nbytes, storage.device)
+                real = self.memory[storage] = allocate_bytes(storage.nbytes, storage.device)
             elif real.nbytes() < storage.nbytes:  # it was resized since
-                larger = _bytes(storage.nbytes, storage.device)
+                larger = allocate_bytes(storage.nbytes, storage.device)
                 larger[: real.nbytes()].copy_(real)
                 real = self.memory[storage] = larger
         return as_real(value.shadow, real)
@@ -211,7 +174,7 @@ def evaluate(value: Value) -> torch.Tensor:
             replay = Replay()
             found: list[torch.UntypedStorage] = []
             replay.run(entries, lambda done: found.append(replay.memory[done]) if done is storage else None)
-            real = found[0] if found else storage.constant or _bytes(storage.nbytes, storage.device)
+            real = found[0] if found else storage.constant or allocate_bytes(storage.nbytes, storage.device)
         if storage.nbytes <= CACHE_BYTES:
             storage.cache = (len(storage.writes), real)
     with outside():

@@ -29,8 +29,9 @@ from torch_fastinit.initializers import (
     Uniform,
 )
 from torch_fastinit.ops import RANDOM_DTYPES, Region
-from torch_fastinit.recognize import recognize
-from torch_fastinit.tape import Entry, Storage, Value, View, as_real, live_writes
+from torch_fastinit.planning.recognize import recognize
+from torch_fastinit.recording.memory import View, as_real
+from torch_fastinit.recording.tape import Entry, Storage, Value, live_writes
 
 aten = torch.ops.aten
 

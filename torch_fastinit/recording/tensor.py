@@ -9,26 +9,19 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn.parameter import UninitializedParameter, UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit.replay import closure, evaluate, outside
-from torch_fastinit.tape import Entry, Storage, Tape, Value, as_real, clock, need, transform
+from torch_fastinit.recording.active import active, outside
+from torch_fastinit.recording.memory import as_real
+from torch_fastinit.recording.replay import closure, evaluate
+from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, clock, need, transform
 
 aten = torch.ops.aten
 _META = torch.device("meta")
-
-
-class _Active(threading.local):
-    tape: Tape | None = None
-
-
-#: The tape of the context that this thread is in.
-active = _Active()
 
 
 def tape_of(args: Any) -> Tape:

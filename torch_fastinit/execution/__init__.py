@@ -1,0 +1,1 @@
+"""Making a plan so: memory, fills, replays, and tensors put in place."""

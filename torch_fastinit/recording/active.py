@@ -1,0 +1,27 @@
+"""Whether this thread is in a context, and stepping out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from torch_fastinit.recording.tape import Tape
+
+
+class _Active(threading.local):
+    tape: Tape | None = None
+
+
+#: The tape of the context that this thread is in.
+active = _Active()
+
+
+@contextlib.contextmanager
+def outside() -> Iterator[None]:
+    """Run torch as if no context were active: neither recording, nor gradients, nor another default device."""
+    with _disable_current_modes(), torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        yield

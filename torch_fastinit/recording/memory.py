@@ -1,0 +1,85 @@
+"""Real memory, and places in it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(slots=True)
+class View:
+    """Part of a storage, seen as a strided tensor. ``offset`` and ``stride`` count elements."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First byte and last byte plus one."""
+        item = self.dtype.itemsize
+        if 0 in self.shape:
+            return self.offset * item, self.offset * item
+        reach = sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
+        return self.offset * item, (self.offset + reach + 1) * item
+
+
+def span(t: torch.Tensor) -> tuple[int, int, bool]:
+    size, item = t.numel(), t.element_size()
+    start = int(t.storage_offset()) * item
+    if size == 0:
+        return start, start, True
+    if t.is_contiguous():
+        return start, start + size * item, True
+    extent = 1 + sum((n - 1) * int(s) for n, s in zip(t.shape, t.stride(), strict=True))
+    expected = 1
+    for s, n in sorted((s, n) for n, s in zip(t.shape, t.stride(), strict=True) if n > 1):
+        if s != expected:
+            return start, start + extent * item, False
+        expected *= n
+    return start, start + extent * item, True
+
+
+def as_real(shadow: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
+    """Real memory seen as ``shadow``."""
+    real = torch.empty(0, dtype=shadow.dtype, device=storage.device)
+    real.set_(storage, shadow.storage_offset(), shadow.shape, shadow.stride())
+    if shadow.is_conj():
+        real = torch._conj(real)
+    if shadow.is_neg():
+        real = torch._neg_view(real)
+    return real
+
+
+def allocate(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Fresh memory for one tensor. Everything that this library materialises is allocated here."""
+    new = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+    if _poison.byte is not None:
+        torch.empty(0, dtype=torch.uint8, device=device).set_(new.untyped_storage()).fill_(_poison.byte)
+    return new
+
+
+class _Poison(threading.local):
+    byte: int | None = None
+
+
+_poison = _Poison()
+
+
+@contextlib.contextmanager
+def poisoned(byte: int) -> Iterator[None]:
+    """Let fresh memory hold ``byte`` everywhere, to see who reads it."""
+    _poison.byte = byte
+    try:
+        yield
+    finally:
+        _poison.byte = None
+
+
+def allocate_bytes(count: int, device: torch.device) -> torch.UntypedStorage:
+    return allocate((count,), (1,), torch.uint8, device).untyped_storage()

@@ -1,0 +1,1 @@
+"""Functions of torch and of Python that are replaced while a tape lives."""

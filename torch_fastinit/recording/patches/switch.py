@@ -1,0 +1,74 @@
+"""Functions of torch that are one entry of the tape, or that look at or move a default generator.
+
+Code everywhere holds early-bound references to them (``from torch.nn.init import trunc_normal_``), so replacing the
+attribute of a module is not enough: the function object itself gets another ``__code__`` for as long as a tape is
+alive. The new code asks whether a deferred tensor or a context is concerned, and otherwise calls the original. The
+methods of ``torch.Generator``, which are C's, are replaced in the type itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch_fastinit.recording.patches import generators, initializers, parameters, threads
+from torch_fastinit.recording.tape import Tape
+
+_lock = threading.RLock()  # a tape may be collected while it is held
+_alive = 0
+_INTERCEPTED: dict[str, tuple[Any, Callable[..., Any]]] = {}
+_codes: dict[str, tuple[types.CodeType, types.CodeType]] = {}
+
+
+def intercepted(name: str) -> Callable[..., Any]:
+    """What runs instead of the function of this name."""
+    return _INTERCEPTED[name][1]
+
+
+def _redirect(name: str, function: Any) -> types.CodeType:
+    """Code with the function's own parameters that calls :func:`intercepted`."""
+    parameters = list(inspect.signature(function).parameters.values())
+    bare = [p.replace(annotation=p.empty, default=p.empty) for p in parameters]
+    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    arguments = ", ".join(stars.get(p.kind, "") + p.name for p in parameters)
+    source = (
+        f"def redirected{inspect.Signature(bare)}:\n"
+        f"    from torch_fastinit.recording.patches.switch import intercepted\n"
+        f"    return intercepted({name!r})({arguments})\n"
+    )
+    scope: dict[str, Any] = {}
+    exec(compile(source, __file__, "exec"), scope)
+    code: types.CodeType = scope["redirected"].__code__
+    return code
+
+
+def _add(patches: dict[str, tuple[Any, Callable[..., Any]]]) -> None:
+    for name in patches.keys() - _INTERCEPTED.keys():
+        function = patches[name][0]
+        _INTERCEPTED[name] = patches[name]
+        _codes[name] = function.__code__, _redirect(name, function)
+
+
+for _module in (initializers, parameters, generators, threads):
+    _add(_module.PATCHES)
+
+
+def _switch(change: int) -> None:
+    global _alive
+    with _lock:
+        _add(threads.pool_patches())
+        _alive += change
+        for name, (function, _) in _INTERCEPTED.items():
+            function.__code__ = _codes[name][_alive > 0]
+        generators.switch_methods(_alive > 0)
+        parameters.switch_makers(_alive > 0)
+
+
+def patch_while_alive(tape: Tape) -> None:
+    """The functions above stay redirected until the last tape is gone."""
+    _switch(+1)
+    weakref.finalize(tape, _switch, -1)
