@@ -87,4 +87,4 @@ def test_seeds_of_one_device_and_of_all(gpus):
         torch.manual_seed(3)
         assert all(tape.seeds(d) for d in (torch.device("cpu"), CUDA0, CUDA1, torch.device("cuda")))
         layer = on(CUDA1)
-    assert layer.weight._value.storage.writes[-1].constant
+    assert layer.weight._value.storage.writes[-1].determined

@@ -33,37 +33,37 @@ def materialize(
     replay: Literal["torch"] | None = None,
     verify: bool = False,
 ) -> torch.nn.Module:
-    """Give every deferred tensor of ``module`` its memory and its value, in place.
+    """Give every deferred tensor of `module` its memory and its value, in place.
 
-    The value of a random tensor is a function of the seed, its name under ``module`` and the index of the element.
+    The value of a random tensor is a function of the seed, its name under `module` and the index of the element.
     Parameters keep their identity, attributes and hooks, so an optimizer that was built before still holds them.
     Tensors that are real already are left alone.
 
     Args:
-        module: a module built inside :func:`torch_fastinit.deferred` or by :func:`torch_fastinit.skip_init`. Tensors on
-            the meta device that are not from there are initialised by the modules' own ``reset_parameters``,
-            ``reset_buffers`` and ``init_weights``; when these leave one out, that is an error.
+        module: a module built inside `torch_fastinit.deferred` or by `torch_fastinit.skip_init`. Tensors on
+            the meta device that are not from there are initialised by the modules' own `reset_parameters`,
+            `reset_buffers` and `init_weights`; when these leave one out, that is an error.
         device: where the tensors go. Default: the device that the constructor asked for.
-        dtype: a dtype, for floating-point and complex tensors, as in ``module.to(dtype)``; or a function of a tensor's
+        dtype: a dtype, for floating-point and complex tensors, as in `module.to(dtype)`; or a function of a tensor's
             name and the deferred tensor that returns its dtype, or None for the dtype that it has.
         seed: the key of the random stream, taken modulo 2**64. Default: drawn from torch's default generator, so
-            ``torch.manual_seed`` governs.
-        names: a function from a tensor's name under ``module`` to its name in the random stream, for parts of a model.
-        replay: ``"torch"`` runs the recorded operations with torch's own generator, in the order recorded: the result
-            is bit-identical to eager construction under the same ``torch.manual_seed``, and the generator ends in the
+            `torch.manual_seed` governs.
+        names: a function from a tensor's name under `module` to its name in the random stream, for parts of a model.
+        replay: `"torch"` runs the recorded operations with torch's own generator, in the order recorded: the result
+            is bit-identical to eager construction under the same `torch.manual_seed`, and the generator ends in the
             same state. It takes the time of eager construction.
         verify: first run the whole plan on memory that holds one thing and then on memory that holds another, and raise
             if an element differs: nothing wrote it. It takes twice the time and memory.
 
     Returns:
-        ``module``.
+        `module`.
 
     Raises:
-        TypeError: ``module`` is not a module, ``seed`` not an integer, ``dtype`` is or returns something that is no
-            dtype, or ``names`` something that is no string.
+        TypeError: `module` is not a module, `seed` not an integer, `dtype` is or returns something that is no
+            dtype, or `names` something that is no string.
         RuntimeError: nothing writes a parameter; the device is not there; memory ran out; a recorded operation failed.
             The message names the tensors, and the module is as it was.
-        ValueError: ``replay`` is neither None nor ``"torch"``, or ``seed`` is given with it.
+        ValueError: `replay` is neither None nor `"torch"`, or `seed` is given with it.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -105,17 +105,17 @@ def plan(
     device: torch.device | str | int | None = None,
     dtype: DtypeRule = None,
 ) -> Plan:
-    """What :func:`torch_fastinit.materialize` would do with ``module``, tensor by tensor.
+    """What `torch_fastinit.materialize` would do with `module`, tensor by tensor.
 
     Args:
         module: any module.
-        device, dtype: as for :func:`torch_fastinit.materialize`.
+        device, dtype: as for `torch_fastinit.materialize`.
 
     Returns:
-        A :class:`Plan`: one row a tensor, in root order (parameters, buffers, other attributes). It prints as a table.
+        A `Plan`: one row a tensor, in root order (parameters, buffers, other attributes). It prints as a table.
 
     Raises:
-        TypeError: ``module`` is not a module, or ``dtype`` is not a dtype or a function that returns one.
+        TypeError: `module` is not a module, or `dtype` is not a dtype or a function that returns one.
 
     Example:
         >>> import torch, torch_fastinit as fastinit

@@ -25,7 +25,7 @@ from torch_fastinit.stream import draw_stream, mixed_seed, stream_id
 class Executor:
     """Computes the real tensors of a plan from the stream.
 
-    ``tensors`` are the deferred tensors that ``plan`` is of, ``draws`` the names and numbers of their random draws.
+    `tensors` are the deferred tensors that `plan` is of, `draws` the names and numbers of their random draws.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Executor:
         self._first_streams: dict[str, int] = {}
 
     def rehearse(self) -> list[torch.Tensor]:
-        """What :meth:`run` would give, leaving torch's generators and this executor as they are."""
+        """What `run` would give, leaving torch's generators and this executor as they are."""
         state = states()
         try:
             return type(self)(self.plan, self.tensors, self.seed, self.draws).run()
@@ -119,7 +119,7 @@ class Executor:
         return self._of_draw(real, planned.initializer, planned.draw)
 
     def _of_draw(self, real: torch.Tensor, initializer: Initializer, draw: Draw | None) -> Fill:
-        """The fill of ``real`` with an initializer that takes its words from ``draw``."""
+        """The fill of `real` with an initializer that takes its words from `draw`."""
         if draw is None:
             return Fill(real, initializer)
         first, number = self._stream_of(draw)

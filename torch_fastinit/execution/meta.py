@@ -16,7 +16,7 @@ from torch_fastinit.recording.tensor import Deferred, uninitialized
 
 
 def was_meta(tensor: torch.Tensor) -> bool:
-    """Whether ``tensor`` is a stand-in for a tensor on the meta device."""
+    """Whether `tensor` is a stand-in for a tensor on the meta device."""
     return "_was_meta" in tensor.__dict__
 
 
@@ -27,7 +27,7 @@ def _is_plain_meta(tensor: torch.Tensor) -> bool:
 def stand_in(
     module: torch.nn.Module, targets: Sequence[Target], device: torch.device | None
 ) -> Callable[[], None] | None:
-    """Make plain meta tensors of ``module`` deferred ones, as the module's initialisers leave them.
+    """Make plain meta tensors of `module` deferred ones, as the module's initialisers leave them.
 
     Returns a function that makes them what they were, or None if there were none. Real tensors are not touched: they,
     too, have stand-ins while the initialisers run.
@@ -112,7 +112,7 @@ def _outermost(module: torch.nn.Module, name: str) -> Iterator[Callable[[], None
 
 
 def _children_first(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """Every module under ``module``, in the order in which their constructors end."""
+    """Every module under `module`, in the order in which their constructors end."""
     seen: set[torch.nn.Module] = set()
 
     def walk(module: torch.nn.Module) -> Iterator[torch.nn.Module]:

@@ -1,4 +1,4 @@
-"""``replay="torch"``: the real tensors as eager construction would have made them, bit for bit."""
+"""`replay="torch"`: the real tensors as eager construction would have made them, bit for bit."""
 
 from __future__ import annotations
 

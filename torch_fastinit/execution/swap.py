@@ -27,7 +27,7 @@ def put_in_place(names: Sequence[str], deferred: Sequence[torch.Tensor], reals: 
 
 
 def finished(old: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """``real`` with the class, the attributes and ``requires_grad`` of the deferred tensor ``old``."""
+    """`real` with the class, the attributes and `requires_grad` of the deferred tensor `old`."""
     attributes = dict(old.__dict__)
     del attributes["_value"]
     attributes.pop("_was_meta", None)

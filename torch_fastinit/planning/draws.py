@@ -23,7 +23,7 @@ def assign_draws(targets: Sequence[Target], names: Callable[[str], str] | None =
         name: str | None = None
         previous: Entry | None = None
         for entry in dependencies(value):
-            if entry.random and not entry.constant and entry not in draws:
+            if entry.random and not entry.determined and entry not in draws:
                 if name is None:
                     name = _stream_name(target.name, names)
                 if previous is not None:
@@ -34,7 +34,7 @@ def assign_draws(targets: Sequence[Target], names: Callable[[str], str] | None =
 
 
 def dependencies(value: Value) -> Sequence[Entry]:
-    """The entries that the contents of ``value`` depend on, in the order recorded."""
+    """The entries that the contents of `value` depend on, in the order recorded."""
     writes = value.storage.writes
     if writes and covers_all(writes[-1]):
         return writes[-1:]

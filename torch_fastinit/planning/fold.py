@@ -49,7 +49,7 @@ _ARITHMETIC_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, tor
 class PlannedFill:
     """What to write, from which draw, into which part of a storage. Plain data: no tensor, no entry of the tape.
 
-    ``draw`` is None where nothing is random; ``box`` is the part of the logical tensor, None for the whole.
+    `draw` is None where nothing is random; `box` is the part of the logical tensor, None for the whole.
     """
 
     initializer: Initializer
@@ -59,7 +59,7 @@ class PlannedFill:
 
 
 def fold(storage: Storage, draws: Mapping[Entry, Draw], time: float = math.inf) -> list[PlannedFill] | str:
-    """What ``storage`` holds at ``time`` as fills in order, without draws of no tensor; or why that cannot be said."""
+    """What `storage` holds at `time` as fills in order, without draws of no tensor; or why that cannot be said."""
     fills: list[PlannedFill] = []
     for entry in reversed(live_writes(storage, time)):
         initializer = recognize(entry)
@@ -70,14 +70,14 @@ def fold(storage: Storage, draws: Mapping[Entry, Draw], time: float = math.inf) 
             continue
         if entry.random:
             how = "read by the constructor" if entry.state is not None else "seeded by the constructor"
-            return f"{_name(entry)}: {how}" if entry.constant else f"{_name(entry)}: no fill has this distribution"
+            return f"{_name(entry)}: {how}" if entry.determined else f"{_name(entry)}: no fill has this distribution"
         change = _change(entry)
         if change is None:
             return _name(entry)
         if change.source is change.target:
             folded = [_changed_in_place(fill, change) for fill in fills]
-        elif change.source.storage.constant is not None:
-            return _name(entry) if change.steps else "copy of a value"
+        elif change.source.storage.captured is not None:
+            return _name(entry) if change.operations else "copy of a value"
         else:
             origin = fold(change.source.storage, draws, entry.time)
             if isinstance(origin, str):
@@ -93,7 +93,7 @@ def fold(storage: Storage, draws: Mapping[Entry, Draw], time: float = math.inf) 
 
 
 def cast_fill(fill: PlannedFill, dtype: torch.dtype) -> PlannedFill | None:
-    """``fill`` followed by a cast, as one fill, if that gives the same bits."""
+    """`fill` followed by a cast, as one fill, if that gives the same bits."""
     return fill if fill.view.dtype is dtype else _after(fill, dtype, ())
 
 
@@ -102,18 +102,18 @@ def cast_fill(fill: PlannedFill, dtype: torch.dtype) -> PlannedFill | None:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What an entry does to every element: ``target = source op operand ...``, element by element in memory order.
+    """What an entry does to every element: `target = source op operand ...`, element by element in memory order.
 
-    ``steps`` are the operations with their operands; none is a copy or a cast.
+    `operations` come with their operands; none is a copy or a cast.
     """
 
     source: Value
     target: Value
-    steps: tuple[tuple[Op, float], ...]
+    operations: tuple[tuple[Op, float], ...]
 
 
 def _changed_in_place(fill: PlannedFill, change: _Change) -> PlannedFill | None:
-    """``fill`` after a change of part of its storage: all of the fill's elements, or none of them, must be in it."""
+    """`fill` after a change of part of its storage: all of the fill's elements, or none of them, must be in it."""
     start, end, dense = change.target.span
     first, last = fill.view.span
     if last <= start or end <= first:
@@ -121,17 +121,17 @@ def _changed_in_place(fill: PlannedFill, change: _Change) -> PlannedFill | None:
     changed = change.target.view
     if fill.view.dtype is not changed.dtype or not (fill.view == changed or (dense and start <= first and last <= end)):
         return None
-    return _after(fill, changed.dtype, change.steps)
+    return _after(fill, changed.dtype, change.operations)
 
 
 def _copied(fill: PlannedFill, change: _Change) -> PlannedFill | None:
-    """``fill`` of the source's storage, changed, as a fill of the target's storage."""
+    """`fill` of the source's storage, changed, as a fill of the target's storage."""
     before, after = change.source.view.dtype, change.target.view
     moved = after.offset * before.itemsize // fill.view.dtype.itemsize
-    if change.steps or before is not after.dtype:
+    if change.operations or before is not after.dtype:
         if fill.view.dtype is not before:
             return None
-        changed = _after(fill, after.dtype, change.steps)
+        changed = _after(fill, after.dtype, change.operations)
         if changed is None:
             return None
         fill = changed
@@ -139,7 +139,7 @@ def _copied(fill: PlannedFill, change: _Change) -> PlannedFill | None:
 
 
 def _after(fill: PlannedFill, dtype: torch.dtype, operations: Sequence[tuple[Op, float]]) -> PlannedFill | None:
-    """``fill`` followed by operations, or by a cast, whose result has a dtype, as one fill, if it has the same bits."""
+    """`fill` followed by operations, or by a cast, whose result has a dtype, as one fill, if it has the same bits."""
     before, initializer = fill.view.dtype, fill.initializer
     if operations and (before not in _ARITHMETIC_DTYPES or before is not dtype):
         return None
@@ -176,8 +176,8 @@ def _initializer_after(
 def _number(entry: Entry, position: int = 1) -> float | None:
     """An argument that is a number, whether Python's or in a real tensor of no dimensions."""
     item = entry.args[position]
-    if isinstance(item, Value) and item.storage.constant is not None and item.shadow.dim() == 0:
-        item = as_real(item.shadow, item.storage.constant).item()
+    if isinstance(item, Value) and item.storage.captured is not None and item.shadow.dim() == 0:
+        item = as_real(item.shadow, item.storage.captured).item()
     if isinstance(item, bool) or not isinstance(item, (int, float)) or not abs(item) <= 2**53:
         return None  # also not a number, or infinite: what becomes of that is best left to torch
     return float(item)
@@ -234,22 +234,22 @@ def _change(entry: Entry) -> _Change | None:
     """The entry as a change of every element, if it is one and elements lie in memory in the same order."""
     target = entry.outs[0] if entry.outs else entry.writes[0]
     source = entry.args[0]
-    steps: tuple[tuple[Op, float], ...] | None = ()
+    operations: tuple[tuple[Op, float], ...] | None = ()
     if entry.func is aten.copy_.default:
         target, source = entry.args[:2]
     elif entry.func in _NEGATIONS:
-        steps = ((Op.MUL, -1.0),)
+        operations = ((Op.MUL, -1.0),)
     elif entry.func in _ARITHMETIC:
-        steps = _arithmetic(entry)
+        operations = _arithmetic(entry)
     elif entry.func not in _COPIES:
         return None
-    if steps is None or not (isinstance(source, Value) and isinstance(target, Value)):
+    if operations is None or not (isinstance(source, Value) and isinstance(target, Value)):
         return None
     if source is not target:
         a, b = source.shadow, target.shadow
         if not source.whole or a.shape != b.shape or a.stride() != b.stride() or source.storage is target.storage:
             return None
-    return _Change(source, target, steps)
+    return _Change(source, target, operations)
 
 
 def _name(entry: Entry) -> str:

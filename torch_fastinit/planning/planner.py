@@ -1,6 +1,6 @@
 """Where each tensor's values come from: the plan, as plain data.
 
-The first of :data:`RESOLVERS` that has an answer gives it; the executor has one method for each kind of answer.
+The first of `RESOLVERS` that has an answer gives it; the executor has one method for each kind of answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DtypeRule = torch.dtype | Callable[[str, torch.Tensor], "torch.dtype | None"] | 
 
 @dataclass(slots=True)
 class Source:
-    """Base class: ``how`` and ``why`` are what :class:`Row` says."""
+    """Base class: `how` and `why` are what `Row` says."""
 
     how: ClassVar[str]
     why: str = ""
@@ -80,8 +80,8 @@ class Unwritten(Source):
 class Assignment:
     """One tensor of the module: what it will be, and where its values come from. Plain data, as all that it holds.
 
-    ``view`` is its place in the storage that the constructor wrote to; ``storage`` numbers these, and ``whole`` says
-    that the tensor is all of its own, of ``storage_nbytes`` bytes. A tensor that is kept has a shape alone.
+    `view` is its place in the storage that the constructor wrote to; `storage` numbers these, and `whole` says
+    that the tensor is all of its own, of `storage_nbytes` bytes. A tensor that is kept has a shape alone.
     """
 
     name: str
@@ -134,7 +134,7 @@ RESOLVERS: tuple[Callable[[Planner, Target, Value, torch.dtype], Source | None],
 
 
 class Planner:
-    """Asks the resolvers about every tensor. To be used under ``outside()``."""
+    """Asks the resolvers about every tensor. To be used under `outside()`."""
 
     def __init__(self, draws: Mapping[Entry, Draw], *, fold: bool = True) -> None:
         self._draws = draws
@@ -145,11 +145,11 @@ class Planner:
     def plan(
         self, targets: Sequence[Target], device: torch.device | None = None, dtype: DtypeRule = None
     ) -> list[Assignment]:
-        """One assignment for each of ``targets``."""
+        """One assignment for each of `targets`."""
         return [self._assignment(target, device, dtype) for target in targets]
 
     def fills_of(self, storage: Storage) -> list[PlannedFill] | str:
-        """What ``storage`` holds in the end, as fills, or why it cannot be said so; worked out once."""
+        """What `storage` holds in the end, as fills, or why it cannot be said so; worked out once."""
         fills = self._fills.get(storage)
         if fills is None:
             fills = fold(storage, self._draws) if self._fold or not storage.writes else "fold=False"
@@ -177,7 +177,7 @@ class Planner:
 
 
 def result_dtype(dtype: DtypeRule, name: str, tensor: torch.Tensor) -> torch.dtype:
-    """The dtype that ``materialize(dtype=)`` asks for."""
+    """The dtype that `materialize(dtype=)` asks for."""
     if dtype is None:
         return tensor.dtype
     if isinstance(dtype, torch.dtype):

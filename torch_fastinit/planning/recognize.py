@@ -27,7 +27,7 @@ aten = torch.ops.aten
 
 
 def _two_numbers(entry: Entry, cls: type[Normal | Uniform], *names: str) -> Initializer:
-    """What ``normal_`` or ``uniform_`` fills with: two numbers, by position or by name, by default 0 and 1."""
+    """What `normal_` or `uniform_` fills with: two numbers, by position or by name, by default 0 and 1."""
     args = entry.args
     if len(args) == 3:
         return cls(float(args[1]), float(args[2]))
@@ -39,9 +39,9 @@ def _fill_tensor(entry: Entry) -> Initializer | None:
     value = entry.args[1]
     if not isinstance(value, Value):
         return Constant(value)
-    if value.storage.constant is None:
+    if value.storage.captured is None:
         return None
-    return Constant(as_real(value.shadow, value.storage.constant).item())
+    return Constant(as_real(value.shadow, value.storage.captured).item())
 
 
 def _eye(entry: Entry) -> Initializer | None:
@@ -87,9 +87,9 @@ _RECOGNIZERS: dict[Any, Callable[[Entry], Initializer | None]] = {
 
 
 def recognize(entry: Entry) -> Initializer | None:
-    """The initializer that ``entry`` is one fill of, if it is one and its outcome is not settled otherwise."""
+    """The initializer that `entry` is one fill of, if it is one and its outcome is not settled otherwise."""
     recognizer = _RECOGNIZERS.get(entry.func)
-    if recognizer is None or len(entry.writes) != 1 or (entry.random and entry.constant):
+    if recognizer is None or len(entry.writes) != 1 or (entry.random and entry.determined):
         return None
     shadow = entry.writes[0].shadow
     initializer = recognizer(entry)

@@ -18,8 +18,8 @@ from torch_fastinit.planning.tensors import Target
 class Row:
     """What happens to one tensor.
 
-    ``how`` is ``"one pass"``, ``"replayed"``, ``"kept"`` (already real), ``"shared"`` (memory that the constructor got
-    from elsewhere), ``"zeros"`` (a buffer that nothing writes) or ``"unwritten"``.
+    `how` is `"one pass"`, `"replayed"`, `"kept"` (already real), `"shared"` (memory that the constructor got
+    from elsewhere), `"zeros"` (a buffer that nothing writes) or `"unwritten"`.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What ``materialize`` would do: one :class:`Row` a tensor, in root order. Prints as a table."""
+    """What `materialize` would do: one `Row` a tensor, in root order. Prints as a table."""
 
     rows: tuple[Row, ...]
 

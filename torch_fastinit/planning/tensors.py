@@ -21,7 +21,7 @@ class Target:
     tensor: torch.Tensor
     role: str  # "parameter", "buffer" or "attribute"
     others: list[str] = field(default_factory=list)
-    #: The wrapper that holds this one (:func:`unwrap`).
+    #: The wrapper that holds this one (`unwrap`).
     holder: torch.Tensor | None = None
     #: The part of the logical tensor that this one is; None: all of it.
     box: Region | None = None
@@ -37,7 +37,7 @@ _OF_EVERY_MODULE = frozenset(torch.nn.Module().__dict__)
 def _members(
     module: torch.nn.Module, modules: Sequence[tuple[str, torch.nn.Module]], what: str
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """``module.named_parameters()`` or ``named_buffers()``, given its ``named_modules()``; all with duplicates."""
+    """`module.named_parameters()` or `named_buffers()`, given its `named_modules()`; all with duplicates."""
     for name in (f"named_{what}", "_named_members"):
         if getattr(getattr(module, name), "__func__", None) is not getattr(torch.nn.Module, name):
             yield from getattr(module, f"named_{what}")(remove_duplicate=False)
@@ -83,7 +83,7 @@ def _attributes(modules: Sequence[tuple[str, torch.nn.Module]]) -> Iterator[tupl
 
 
 def targets_of(module: torch.nn.Module) -> list[Target]:
-    """Every tensor of ``module`` in root order, tied ones once."""
+    """Every tensor of `module` in root order, tied ones once."""
     found: dict[int, Target] = {}
     modules = list(module.named_modules(remove_duplicate=False))
     for role, named in (
@@ -104,9 +104,9 @@ def targets_of(module: torch.nn.Module) -> list[Target]:
 
 
 def unwrap(name: str, tensor: Any) -> list[tuple[str, torch.Tensor, Region | None]]:
-    """The tensors that hold the contents of ``tensor``: their names, and which box of the logical tensor each is.
+    """The tensors that hold the contents of `tensor`: their names, and which box of the logical tensor each is.
 
-    An ordinary tensor holds its own; what a wrapper subclass holds is ``name.attribute``, whole.
+    An ordinary tensor holds its own; what a wrapper subclass holds is `name.attribute`, whole.
     """
     if not hasattr(tensor, "__tensor_flatten__"):
         return [(name, tensor, None)]

@@ -22,6 +22,6 @@ active = _Active()
 
 @contextlib.contextmanager
 def outside() -> Iterator[None]:
-    """Run torch as if no context were active: neither recording, nor gradients, nor another default device."""
+    """Run torch as if no context were active: no recording, no gradients, no default device."""
     with _disable_current_modes(), torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
         yield

@@ -19,10 +19,10 @@ from torch_fastinit.recording.tensor import Deferred
 def deferred() -> Iterator[None]:
     """Make everything that is created inside a deferred tensor: no memory, no random numbers.
 
-    Modules built inside have parameters and buffers of the right shape, dtype, stride, ``requires_grad``, names and
-    ties, and :func:`torch_fastinit.materialize` gives them their memory and values. Code inside believes that it runs
+    Modules built inside have parameters and buffers of the right shape, dtype, stride, `requires_grad`, names and
+    ties, and `torch_fastinit.materialize` gives them their memory and values. Code inside believes that it runs
     on the device that it asked for (the CPU by default), and may read any value: that evaluates it on the spot, from a
-    private copy of torch's generator. Outside, a deferred tensor reports ``meta``.
+    private copy of torch's generator. Outside, a deferred tensor reports `meta`.
 
     A context inside another one belongs to it. Each thread has its own; threads that are started inside, and tasks that
     are given to a thread pool inside, record into the same context until it is left.
@@ -49,17 +49,17 @@ def deferred() -> Iterator[None]:
 
 
 def skip_init(cls: type[torch.nn.Module], /, *args: Any, **kwargs: Any) -> torch.nn.Module:
-    """Construct a module with deferred tensors: ``torch.nn.utils.skip_init``, with a way to initialise it afterwards.
+    """Construct a module with deferred tensors: `torch.nn.utils.skip_init`, with a way to initialise it afterwards.
 
     Args:
-        cls: a subclass of :class:`torch.nn.Module`.
-        args, kwargs: what its constructor takes. ``device=`` is where :func:`torch_fastinit.materialize` puts it.
+        cls: a subclass of `torch.nn.Module`.
+        args, kwargs: what its constructor takes. `device=` is where `torch_fastinit.materialize` puts it.
 
     Returns:
         The module, deferred.
 
     Raises:
-        RuntimeError: ``cls`` is not a module class.
+        RuntimeError: `cls` is not a module class.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -77,7 +77,7 @@ def is_deferred(x: torch.Tensor | torch.nn.Module) -> bool:
     """Whether a tensor is deferred, or a module has a parameter or buffer that is.
 
     Raises:
-        TypeError: ``x`` is neither a tensor nor a module.
+        TypeError: `x` is neither a tensor nor a module.
 
     Example:
         >>> import torch, torch_fastinit as fastinit

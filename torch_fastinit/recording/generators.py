@@ -1,6 +1,6 @@
 """torch's default generators, one a device, and their states.
 
-Everything here calls the methods that ``torch.Generator`` has by itself, also while intercept.py redirects them.
+Everything here calls the methods that `torch.Generator` has by itself, also while patches/generators.py redirects them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-#: The states of default generators by device. Not to be changed once made.
+#: Default generators' states by device. Treat as immutable.
 State = dict[torch.device, torch.Tensor]
 
 _CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ _set_state = torch.Generator.set_state
 
 
 def generator_of(device: torch.device) -> torch.Generator:
-    """The default generator that random operations on ``device`` use."""
+    """The default generator that random operations on `device` use."""
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         generator: torch.Generator = torch.cuda.default_generators[index]
@@ -29,7 +29,7 @@ def generator_of(device: torch.device) -> torch.Generator:
 
 
 def _defaults() -> Iterator[tuple[torch.device, torch.Generator]]:
-    """Those that exist: a GPU has one from when CUDA is initialised."""
+    """Those that exist: GPUs have theirs once CUDA is initialised."""
     yield _CPU, torch.default_generator
     if torch.cuda.is_initialized():
         for index, generator in enumerate(torch.cuda.default_generators):
@@ -53,23 +53,23 @@ def states() -> State:
 
 
 def restore(state: State) -> None:
-    """Set the default generators that ``state`` knows."""
+    """Set the default generators that are in `state`."""
     for device, one in state.items():
         _set_state(generator_of(device), one)
 
 
 def same_state(a: State, b: State) -> bool:
-    """Whether the generators that both know are in the same states."""
+    """Whether the generators that are in both have the same states."""
     return all(torch.equal(one, b[device]) for device, one in a.items() if device in b)
 
 
-#: The default generators are the process's: who gives them another state for a while keeps other threads out.
+#: Default generators belong to the process: held by whoever changes their states for a while.
 lock = threading.RLock()
 
 
 @contextlib.contextmanager
 def private_state(state: State) -> Iterator[None]:
-    """The default generators with other states, for a while; one thread at a time."""
+    """Default generators with other states, restored afterwards; one thread at a time."""
     with lock:
         saved = states()
         restore(state)

@@ -12,7 +12,7 @@ import torch
 
 @dataclass(slots=True)
 class View:
-    """Part of a storage, seen as a strided tensor. ``offset`` and ``stride`` count elements."""
+    """Part of a storage, seen as a strided tensor. `offset` and `stride` count elements."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ def span(t: torch.Tensor) -> tuple[int, int, bool]:
 
 
 def as_real(shadow: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
-    """Real memory seen as ``shadow``."""
+    """Real memory seen as `shadow`."""
     real = torch.empty(0, dtype=shadow.dtype, device=storage.device)
     real.set_(storage, shadow.storage_offset(), shadow.shape, shadow.stride())
     if shadow.is_conj():
@@ -57,7 +57,7 @@ def as_real(shadow: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor
 
 
 def allocate(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Fresh memory for one tensor. Everything that this library materialises is allocated here."""
+    """Fresh memory for one tensor: all memory that `materialize` gives out comes from here."""
     new = torch.empty_strided(shape, stride, dtype=dtype, device=device)
     if _poison.byte is not None:
         torch.empty(0, dtype=torch.uint8, device=device).set_(new.untyped_storage()).fill_(_poison.byte)
@@ -73,7 +73,7 @@ _poison = _Poison()
 
 @contextlib.contextmanager
 def poisoned(byte: int) -> Iterator[None]:
-    """Let fresh memory hold ``byte`` everywhere, to see who reads it."""
+    """Fill fresh memory with `byte`, to expose reads of what nothing wrote."""
     _poison.byte = byte
     try:
         yield

@@ -12,7 +12,7 @@ from torch_fastinit import init
 
 
 def clone(function: Callable[..., Any]) -> types.FunctionType:
-    """A function with the code that ``function`` has now."""
+    """A function with the code that `function` has now."""
     assert isinstance(function, types.FunctionType)
     same = types.FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__

@@ -1,7 +1,7 @@
 """Operations on deferred tensors, written into the tape.
 
-:func:`dispatch` runs an operation on the shadows for the metadata and the aliasing of its results, and records what it
-does to memory. What cannot be known without values - a result's shape, a mask, memory that numpy sees too - is run.
+`dispatch` runs an operation on the shadows for the metadata and the aliasing of its results, and records what it
+does to memory. Where a result's shape, or memory that NumPy sees too, depends on values, it is run at once.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _set_data(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _overwrite(func: Any, args: Any, kwargs: Any) -> Any:
-    """The initialisers' own operations, by a short way: nothing but the tensor itself is concerned."""
+    """A shortcut for the commonest initialisers: only the tensor itself is involved."""
     tensor = args[0]
     if kwargs or not isinstance(tensor, Deferred) or tensor._value.storage.shared is not None:
         return _record_operation(func, args, kwargs)
@@ -85,28 +85,22 @@ _SPECIAL: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.set_.source_Tensor: _set_data,
 }
 
-#: Creations are an allocation and a write in place: bit for bit what torch does, and one form for the planner to know.
-_CREATIONS: dict[str, Callable[[Any, Any], tuple[Any, tuple[Any, ...]] | None]] = {
-    "empty": lambda args, kwargs: None,
-    "empty_strided": lambda args, kwargs: None,
-    "empty_like": lambda args, kwargs: None,
-    "empty_permuted": lambda args, kwargs: None,
-    "new_empty": lambda args, kwargs: None,
-    "new_empty_strided": lambda args, kwargs: None,
-    "zeros": lambda args, kwargs: (aten.zero_.default, ()),
-    "zeros_like": lambda args, kwargs: (aten.zero_.default, ()),
-    "new_zeros": lambda args, kwargs: (aten.zero_.default, ()),
-    "ones": lambda args, kwargs: (aten.fill_.Scalar, (1,)),
-    "ones_like": lambda args, kwargs: (aten.fill_.Scalar, (1,)),
-    "new_ones": lambda args, kwargs: (aten.fill_.Scalar, (1,)),
-    "full": lambda args, kwargs: (aten.fill_.Scalar, (args[1],)),
-    "full_like": lambda args, kwargs: (aten.fill_.Scalar, (args[1],)),
+#: What a creation writes into the memory that it allocates: an in-place operator and its arguments, or nothing.
+_Creation = Callable[[Any, Any], "tuple[Any, tuple[Any, ...]] | None"]
+
+#: A creation is an allocation and an in-place write: the same bits, and one form less for the planner.
+_CREATIONS: dict[str, _Creation] = {
+    **dict.fromkeys(
+        ("empty", "empty_strided", "empty_like", "empty_permuted", "new_empty", "new_empty_strided"),
+        lambda args, kwargs: None,
+    ),
+    **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), lambda args, kwargs: (aten.zero_.default, ())),
+    **dict.fromkeys(("ones", "ones_like", "new_ones"), lambda args, kwargs: (aten.fill_.Scalar, (1,))),
+    **dict.fromkeys(("full", "full_like"), lambda args, kwargs: (aten.fill_.Scalar, (args[1],))),
     "new_full": lambda args, kwargs: (aten.fill_.Scalar, (args[2],)),
     "scalar_tensor": lambda args, kwargs: (aten.fill_.Scalar, (args[0],)),
-    "rand": lambda args, kwargs: (aten.uniform_.default, (0.0, 1.0)),
-    "rand_like": lambda args, kwargs: (aten.uniform_.default, (0.0, 1.0)),
-    "randn": lambda args, kwargs: (aten.normal_.default, (0.0, 1.0)),
-    "randn_like": lambda args, kwargs: (aten.normal_.default, (0.0, 1.0)),
+    **dict.fromkeys(("rand", "rand_like"), lambda args, kwargs: (aten.uniform_.default, (0.0, 1.0))),
+    **dict.fromkeys(("randn", "randn_like"), lambda args, kwargs: (aten.normal_.default, (0.0, 1.0))),
     "normal": lambda args, kwargs: (aten.normal_.default, (args[0], args[1])),  # of numbers: see _record_operation
 }
 _EMPTY_SHAPED = frozenset({"zeros", "ones", "rand", "randn", "empty"})
@@ -151,7 +145,7 @@ class _Recorder(TorchDispatchMode):
         return False  # skipping it imports all of it
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.tape.closed:  # we are in a thread that the context started and did not wait for
+        if self.tape.closed:  # a thread that outlives its context
             if active.tape is self.tape:
                 active.tape = None
             return func(*args, **(kwargs or {}))
@@ -162,7 +156,7 @@ class _Recorder(TorchDispatchMode):
 
 @contextlib.contextmanager
 def recording(tape: Tape) -> Iterator[None]:
-    """Let this thread record into ``tape``, as long as that is open."""
+    """Let this thread record into `tape`, as long as that is open."""
     if tape.closed or (active.tape is not None and not active.tape.closed):
         yield
         return
@@ -175,7 +169,7 @@ def recording(tape: Tape) -> Iterator[None]:
 
 
 def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
-    """The general way of an operation into the tape."""
+    """Record any operation: run it on shadows for metadata and aliasing, and note what it does to memory."""
     signature = signature_of(func)
     tape = tape_of((args, kwargs))
     values: list[Value] = []
@@ -238,7 +232,7 @@ def record(
     overwrites: bool = False,
     random: bool = False,
 ) -> Entry:
-    """Write one operation into the tape. Memory that others share is captured as it is now."""
+    """Write one operation into the tape. Shared memory that it reads is captured as it is now."""
     reads: list[Value] = []
     skip = {id(value) for value in written}
 
@@ -247,7 +241,7 @@ def record(
             return value
         if value.storage.shared is not None:
             value = capture(value)
-        if value.storage.constant is None:
+        if value.storage.captured is None:
             reads.append(value)
         return value
 
@@ -281,9 +275,9 @@ def _with_generator(
     overwrites: bool,
     written: list[Value],
 ) -> tuple[Callable[..., Any], bool]:
-    """``func`` with a generator of the caller's: bound to the state that it has now, and run once to move it on.
+    """`func` bound to the present state of the caller's generator, and run once to advance that.
 
-    Also says whether it draws from torch's default generator all the same, as ``torch.nn.init.sparse_`` does.
+    Also says whether it draws from torch's default generator all the same, as `torch.nn.init.sparse_` does.
     """
     generator: torch.Generator = kwargs["generator"]
     state = generator.get_state()
@@ -340,7 +334,7 @@ def _on_meta(
 def _results(
     signature: Signature, shadows: Any, written: list[Any], values: list[Value], device: torch.device, tape: Tape
 ) -> tuple[Any, tuple[Value | None, ...], bool]:
-    """The call's results as deferred tensors, those of them in fresh storages, and whether there is none of these."""
+    """Results as deferred tensors, the values among them in fresh storages, and whether there are none of these."""
     outs: list[Value | None] = []
     sequence = isinstance(shadows, (list, tuple))
     results: list[Any] = []
@@ -375,7 +369,7 @@ def _create(
     kwargs: dict[str, Any],
     device: torch.device,
     tape: Tape,
-    creation: Callable[[Any, Any], tuple[Any, tuple[Any, ...]] | None],
+    creation: _Creation,
     name: str,
 ) -> Deferred:
     on_meta = _on_meta(signature_of(func), kwargs, device, _shadow)
@@ -398,7 +392,7 @@ def _create(
 
 
 def _reshape_in_place(func: Any, args: Any, vargs: Any, vkwargs: Any) -> Any:
-    """``t_``, ``unsqueeze_``, ``resize_``: on a shadow of its own, since other tensors may show the old one."""
+    """`t_`, `unsqueeze_`, `resize_`: on a new shadow, since other tensors may share the old one."""
     value = vargs[0]
     view = value.shadow.detach()
     func(view, *transform(vargs[1:], Value, _shadow), **transform(vkwargs, Value, _shadow))
@@ -409,8 +403,8 @@ def _reshape_in_place(func: Any, args: Any, vargs: Any, vkwargs: Any) -> Any:
 def _run_now(
     func: Any, signature: Signature, vargs: Any, vkwargs: Any, objects: list[Any], written: list[Value], tape: Tape
 ) -> Any:
-    """Run an operation on values, because its result's shape or type, or somebody else's memory, depends on them."""
-    for value in written:  # memory in which the change has to be seen from outside
+    """Run an operation at once: its result's shape or type, or shared memory, depends on values."""
+    for value in written:  # its holders must see the change
         if value.storage.shared is None:
             value.storage.shared = read(value).untyped_storage()
     with outside():
@@ -424,7 +418,7 @@ def _run_now(
 
 
 def _draw_now(func: Any, vargs: Any, vkwargs: Any, written: list[Value], tape: Tape) -> Any:
-    """A random operation on memory that exists: its place in the order of draws is kept, its outcome is written now."""
+    """A random operation on shared memory: recorded in its place among the draws, and run now."""
     copies = {id(value): _fresh_copy(value, tape) for value in written}
     args = transform(vargs, Value, lambda value: copies.get(id(value), value))
     kwargs = transform(vkwargs, Value, lambda value: copies.get(id(value), value))

@@ -14,15 +14,15 @@ from torch_fastinit.recording.generators import lock, private_state, states
 from torch_fastinit.recording.memory import allocate_bytes, as_real
 from torch_fastinit.recording.tape import Entry, Need, Storage, Tape, Value, clock, live_writes, need, transform
 
-#: Read values up to this size are kept, so that reading them again costs nothing.
+#: Values up to this size stay cached once read.
 CACHE_BYTES = 1 << 20
 
-#: Runs one random entry: gets the entry, a function from values to real tensors, and one that runs it as recorded.
+#: Runs one random entry: takes the entry, a function from values to real tensors, and one that runs it as recorded.
 Randomness = Callable[[Entry, Callable[[Value], torch.Tensor], Callable[[], Any]], Any]
 
 
 def closure(needs: Iterable[Need], entries: Iterable[Entry] = ()) -> list[Entry]:
-    """``entries`` and all that parts of storages at given times depend on, in the order recorded."""
+    """`entries`, and all entries that they and `needs` depend on, in the order recorded."""
     found: dict[int, Entry] = {}
     stack = list(needs)
     asked: set[tuple[int, float, float, float]] = set()
@@ -40,7 +40,7 @@ def closure(needs: Iterable[Need], entries: Iterable[Entry] = ()) -> list[Entry]
         wanted = stack.pop()
         storage, time, start, end = wanted
         key = (id(storage), time, start, end)
-        if storage.constant is None and key not in asked:
+        if storage.captured is None and key not in asked:
             asked.add(key)
             for entry in live_writes(*wanted):
                 add(entry)
@@ -50,7 +50,7 @@ def closure(needs: Iterable[Need], entries: Iterable[Entry] = ()) -> list[Entry]
 class Replay:
     """Runs entries in order on real memory, on the devices on which they were recorded.
 
-    ``randomness`` runs the random ones; by default they must be constants of the recording.
+    `randomness` runs the random ones; by default all must be determined by the recording.
     """
 
     def __init__(self, randomness: Randomness | None = None) -> None:
@@ -59,7 +59,7 @@ class Replay:
 
     def tensor(self, value: Value) -> torch.Tensor:
         storage = value.storage
-        real = storage.constant
+        real = storage.captured
         if real is None:
             real = self.memory.get(storage)
             if real is None:
@@ -71,7 +71,7 @@ class Replay:
         return as_real(value.shadow, real)
 
     def run(self, entries: Sequence[Entry], done: Callable[[Storage], None] = lambda storage: None) -> None:
-        """Run ``entries``. A storage is given back after the last entry that needs it; ``done`` hears of it before."""
+        """Run `entries`. A storage is freed after the last entry that needs it; `done` is called just before."""
         last: dict[Storage, int] = {}
         for entry in entries:
             for value in (*entry.reads, *entry.writes, *entry.outs):
@@ -112,7 +112,7 @@ class Replay:
             same = real.stride() == shadow.stride() and real.storage_offset() == shadow.storage_offset()
             if same and storage.nbytes() >= out.storage.nbytes:
                 self.memory[out.storage] = storage
-            else:  # a kernel may lay its result out in another way than its meta function says
+            else:  # the kernel's layout differs from its meta function's
                 self.tensor(out).copy_(real)
 
 
@@ -124,7 +124,7 @@ def from_state(entry: Entry, _: Callable[[Value], torch.Tensor], call: Callable[
 
 
 def freeze(entries: Iterable[Entry]) -> None:
-    """Find the states of torch's generators before each of these random entries, by running the tape up to there."""
+    """Find the generators' states before each of these random entries, by running the tape up to them."""
     with lock:
         wanted: dict[Tape, set[Entry]] = {}
         for entry in entries:
@@ -162,7 +162,7 @@ def _play(tape: Tape, wanted: set[Entry]) -> None:
 
 
 def evaluate(value: Value) -> torch.Tensor:
-    """The contents of ``value`` now. Random draws among what it depends on become constants of the recording."""
+    """The contents of `value` now. The random draws that it depends on are determined from then on."""
     storage = value.storage
     real = storage.shared
     if real is None and storage.cache is not None and storage.cache[0] == len(storage.writes):
@@ -174,7 +174,7 @@ def evaluate(value: Value) -> torch.Tensor:
             replay = Replay()
             found: list[torch.UntypedStorage] = []
             replay.run(entries, lambda done: found.append(replay.memory[done]) if done is storage else None)
-            real = found[0] if found else storage.constant or allocate_bytes(storage.nbytes, storage.device)
+            real = found[0] if found else storage.captured or allocate_bytes(storage.nbytes, storage.device)
         if storage.nbytes <= CACHE_BYTES:
             storage.cache = (len(storage.writes), real)
     with outside():

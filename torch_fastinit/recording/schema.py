@@ -13,11 +13,11 @@ import torch
 class Signature:
     """What the schema of an operator says about memory."""
 
-    writes: tuple[tuple[int, str], ...]  # arguments that it changes: position and name
+    writes: tuple[tuple[int, str], ...]  # the arguments that it changes: position and name
     returns_written: tuple[int | None, ...]  # for each result, which of those it is
     overwrites: bool
     random: bool
-    reads_values: bool  # it cannot say what it returns without looking at values
+    reads_values: bool  # what it returns depends on values
     reshapes: bool  # it changes the metadata of its first argument in place
     out: bool
     takes_device: bool
@@ -41,7 +41,7 @@ _TAG_OUT = getattr(torch.Tag, "out", None)  # from torch 2.12 on
 
 
 def _is_out(func: Any) -> bool:
-    """Whether ``func`` is an ``out=`` overload. Where torch has no tag for them, aten's schemas tell them as well."""
+    """Whether `func` is an `out=` overload. Where torch has no tag for them, aten's schemas tell them as well."""
     if _TAG_OUT is not None:
         return _TAG_OUT in func.tags
     keywords = [a.alias_info for a in func._schema.arguments if a.kwarg_only]

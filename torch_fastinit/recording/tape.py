@@ -1,8 +1,8 @@
 """What a constructor did, as data: storages, the operations that wrote them, and every random operation in order.
 
-A tensor that is recorded is a :class:`Value`: a meta tensor (its *shadow*) and a :class:`Storage`. Shadows alias
-exactly as the real tensors would, so views, ``detach`` and ``.data`` need no entry: a value is memory seen through its
-shadow's sizes, strides and offset. Only an operation that writes makes an :class:`Entry`, and the storages that it
+A tensor that is recorded is a `Value`: a meta tensor (its *shadow*) and a `Storage`. Shadows alias
+exactly as the real tensors would, so views, `detach` and `.data` need no entry: a value is memory seen through its
+shadow's sizes, strides and offset. Only an operation that writes makes an `Entry`, and the storages that it
 writes hold it. What nobody can reach any more is garbage and is collected, with one exception: the tape keeps every
 random operation, dead or not, because each moves the generator.
 """
@@ -23,19 +23,19 @@ from torch_fastinit.recording.memory import View, span
 
 _CPU = torch.device("cpu")
 
-#: One clock for all tapes of the process: operations that mix tensors of several contexts stay in order.
+#: One clock for all tapes of the process, so that operations on tensors of several contexts stay in order.
 clock = itertools.count()
 
 
 class Storage:
     """The memory that a recorded tensor would have, and the entries that wrote it, oldest first.
 
-    ``shared`` is memory that exists already and that others may look at or write at any time: what Python, numpy or
-    another tensor brought in, or what ``.numpy()`` gave out. Operations on it run at once, and those that only read it
-    take a copy: a storage with a ``constant``, which entries alone refer to.
+    `shared` is real memory that others may read or write at any time: what Python, NumPy or another tensor brought in,
+    or what `.numpy()` gave out. Writes to it run at once; operations that only read it get a copy, `captured`, which
+    entries alone refer to.
     """
 
-    __slots__ = ("base", "cache", "constant", "device", "shared", "tape", "writes")
+    __slots__ = ("base", "cache", "captured", "device", "shared", "tape", "writes")
 
     def __init__(self, base: torch.Tensor, device: torch.device, tape: Tape):
         self.base = base
@@ -43,7 +43,7 @@ class Storage:
         self.tape = tape
         self.writes: list[Entry] = []
         self.shared: torch.UntypedStorage | None = None
-        self.constant: torch.UntypedStorage | None = None
+        self.captured: torch.UntypedStorage | None = None
         self.cache: tuple[int, torch.UntypedStorage] | None = None
 
     @property
@@ -87,7 +87,7 @@ class Value:
 
 
 class Entry:
-    """One operation. ``args`` and ``kwargs`` hold a :class:`Value` wherever the call had a tensor."""
+    """One operation. `args` and `kwargs` hold a `Value` wherever the call had a tensor."""
 
     __slots__ = (
         "args",
@@ -124,13 +124,12 @@ class Entry:
         self.args = args
         self.kwargs = kwargs
         self.default_dtype = torch.get_default_dtype()
-        self.reads = reads  # values whose contents the operation needs, besides those that it changes in place
+        self.reads = reads  # values whose contents it needs, besides those that it changes in place
         self.writes = writes  # values that it changes in place
         self.outs = outs  # values in fresh storages, in the order of the results
         self.overwrites = overwrites  # its writes do not depend on what was there
         self.random = random
-        #: The states of torch's generators before the operation, once a value that depends on it was read, or where the
-        #: constructor itself had seeded the generator: from then on the operation is a constant of the recording.
+        #: The generators' states before the operation, once somebody has read a value that depends on it.
         self.state: State | None = None
         self.seeded = False
         for value in writes:
@@ -150,34 +149,33 @@ class Entry:
         return _CPU
 
     @property
-    def constant(self) -> bool:
-        """Whether the recording alone determines the outcome: not random, or random with a known generator state."""
+    def determined(self) -> bool:
+        """Whether the recording alone determines the outcome: not random, or from a known generator state."""
         return not self.random or self.seeded or self.state is not None
 
 
-#: Records one operation: gets the operator, its positional and its keyword arguments, as ``__torch_dispatch__`` does.
-Recorder = Callable[[Any, Any, Any], Any]
+#: Records one operation: takes the operator, its positional and its keyword arguments, as `__torch_dispatch__` does.
+Dispatch = Callable[[Any, Any, Any], Any]
 
 
 class Tape:
-    """The random operations of one outermost ``deferred()``, in order, and the generators' states at its start.
+    """The random operations of one outermost `deferred()`, in order, and the generators' states at its start.
 
-    ``record`` records an operation on deferred tensors.
+    `dispatch` records an operation on its tensors.
     """
 
-    def __init__(self, record: Recorder) -> None:
-        self.record = record
+    def __init__(self, dispatch: Dispatch) -> None:
+        self.dispatch = dispatch
         self.draws: list[Entry] = []
         self.snapshot = states()
-        #: Places at which the states of the generators are known: how many draws came before, and the states.
+        #: Where the generators' states are known: the number of draws before, and the states.
         self.checkpoints: list[tuple[int, State]] = [(0, self.snapshot)]
-        #: Devices (or kinds of them) whose generator the constructor seeded: draws equal those of eager code until it
-        #: restores a state.
+        #: Devices (or types) whose generator the constructor seeded: draws are eager's until it restores a state.
         self.seeded: set[torch.device] = set()
-        #: What ``initial_seed()`` of a generator that the constructor seeded is, now and when a state was taken.
+        #: `initial_seed()` of generators that the constructor seeded, now and when a state was taken.
         self.initial_seeds: dict[torch.device, int] = {}
         self.initial_seeds_then: dict[Entry, int | None] = {}
-        #: Threads of a constructor write into one tape: an entry's time and its place among the draws agree.
+        #: A constructor's threads share the tape: times and the order of draws must agree.
         self.lock = threading.RLock()
         self.closed = False
 
@@ -189,13 +187,13 @@ class Tape:
         self.draws.append(entry)
 
     def seeds(self, device: torch.device) -> bool:
-        """Whether the constructor has seeded the generator of ``device``."""
+        """Whether the constructor has seeded the generator of `device`."""
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
         return device in self.seeded or torch.device(device.type) in self.seeded
 
     def _know_gpus(self) -> None:
-        """Before the first draw on a GPU: as eager construction would, initialise CUDA, where there is one."""
+        """Before the first draw on a GPU, initialise CUDA, as eager construction would."""
         if not torch.cuda.is_available():
             return
         torch.cuda.init()
@@ -214,13 +212,13 @@ Need = tuple[Storage, float, float, float]
 
 
 def need(value: Value, time: float = math.inf) -> Need:
-    """What ``value`` shows at a time."""
+    """What `value` shows at a time."""
     start, end, _ = value.span
     return value.storage, time, start, end
 
 
 def live_writes(storage: Storage, time: float = math.inf, start: float = 0, end: float = math.inf) -> list[Entry]:
-    """The entries before ``time`` that these bytes of ``storage`` depend on, latest first.
+    """The entries before `time` that these bytes of `storage` depend on, latest first.
 
     A write is dead if one later overwrite covers all of it before anything reads it.
     """
@@ -260,7 +258,7 @@ def _time(entry: Entry) -> int:
 
 
 def transform(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
-    """``tree`` (an argument: lists, tuples and dictionaries at most) with ``function`` applied to every ``kind``."""
+    """`tree` (lists, tuples, dictionaries) with `function` applied to every `kind`."""
     if isinstance(tree, kind):
         return function(tree)
     if isinstance(tree, (list, tuple)):

@@ -1,7 +1,7 @@
 """The deferred tensor: a wrapper subclass whose contents are a recording.
 
 Autograd, parameters, hooks and modules see an ordinary tensor of the right shape, dtype, stride and device. Each
-operation on one goes to its tape's recorder; what asks for contents, such as ``tolist``, evaluates them on the spot.
+operation on one goes to its tape's recorder; what asks for contents, such as `tolist`, evaluates them on the spot.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _META = torch.device("meta")
 
 
 def tape_of(args: Any) -> Tape:
-    """The tape of the context that this thread is in, or, outside, the one that the tensors in ``args`` are from."""
+    """The tape of this thread's context, or, outside, that of the tensors in `args`."""
     if active.tape is not None:
         return active.tape
     found: list[Tape] = []
@@ -39,7 +39,7 @@ class Deferred(torch.Tensor):
     _value: Value
     _is_param: bool
     _was_meta: bool
-    _spreads = False  # whether operations on one give tensors of its class
+    _spreads = False  # whether results of operations keep the subclass
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -49,7 +49,7 @@ class Deferred(torch.Tensor):
     ) -> Any:
         if has_foreign_dispatch(types):
             return NotImplemented
-        return tape_of((args, kwargs)).record(func, args, kwargs or {})
+        return tape_of((args, kwargs)).dispatch(func, args, kwargs or {})
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -95,7 +95,7 @@ class Deferred(torch.Tensor):
             return read(self._value).tolist()
 
     def data_ptr(self) -> int:
-        """A number that tells memories apart, as an address does: there is nothing at it."""
+        """A number that identifies the memory, as an address would. Nothing is there."""
         return int(self._value.shadow.untyped_storage()._cdata) + int(self.storage_offset()) * self.element_size()
 
     def untyped_storage(self) -> torch.UntypedStorage:
@@ -140,7 +140,7 @@ class Deferred(torch.Tensor):
 
 
 def has_foreign_dispatch(types: Any) -> bool:
-    """Whether any type has its own ``__torch_dispatch__``."""
+    """Whether any type has its own `__torch_dispatch__`."""
     for cls in types:  # noqa: SIM110 (asked for each operation: no generator)
         if cls is not Deferred and not issubclass(cls, Deferred):
             return True
@@ -149,13 +149,13 @@ def has_foreign_dispatch(types: Any) -> bool:
 
 @functools.cache
 def deferred_class(cls: type[torch.Tensor]) -> Any:
-    """A class of deferred tensors for a class of tensors that is made by ``torch.Tensor._make_subclass``."""
+    """The deferred counterpart of a tensor subclass made by `torch.Tensor._make_subclass`."""
 
     def get(self: torch.Tensor) -> type:
         return type(self)
 
     def change(self: torch.Tensor, new: type[torch.Tensor]) -> None:
-        """Assigning to ``__class__``: ``UninitializedParameter.materialize`` makes itself a parameter in this way."""
+        """Assigning to `__class__`: `UninitializedParameter.materialize` makes itself a parameter in this way."""
         if not issubclass(new, Deferred):
             if new is torch.nn.Parameter:
                 self._is_param = True
@@ -178,13 +178,13 @@ def deferred_class(cls: type[torch.Tensor]) -> Any:
         namespace["__deepcopy__"] = _deepcopy_uninitialized
     metaclass: Any = type(cls)
     made: Any = metaclass(cls.__name__, (cls, Deferred), namespace)
-    # Not in the namespace: a class with a __torch_dispatch__ is made without torch's own __torch_function__.
+    # Set afterwards: torch replaces __torch_function__ in the namespace of a class with __torch_dispatch__.
     made.__torch_function__ = inspect.getattr_static(cls, "__torch_function__")
     return made
 
 
 def _deepcopy_uninitialized(self: Deferred, memo: dict[int, Any]) -> torch.Tensor:
-    """A parameter without a shape yet is copied inside a context and outside of one."""
+    """Parameters without a shape yet can be copied inside a context and outside."""
     known: torch.Tensor | None = memo.get(id(self))
     if known is None:
         storage = self._value.storage
@@ -194,12 +194,12 @@ def _deepcopy_uninitialized(self: Deferred, memo: dict[int, Any]) -> torch.Tenso
     return known
 
 
-#: Assigns to a tensor's ``__class__``, whatever the class makes of that.
+#: Assigns to a tensor's `__class__`, bypassing any property of that name.
 set_class: Callable[[torch.Tensor, type[torch.Tensor]], None] = object.__dict__["__class__"].__set__
 
 
 def as_subclass(data: Deferred, cls: type[torch.Tensor], requires_grad: bool) -> Deferred:
-    """What ``torch.Tensor._make_subclass(cls, data, requires_grad)`` makes of a real tensor."""
+    """What `torch.Tensor._make_subclass(cls, data, requires_grad)` makes of a real tensor."""
     with outside():
         if cls is torch.nn.Parameter:
             tensor = wrap(data._value)
@@ -211,7 +211,7 @@ def as_subclass(data: Deferred, cls: type[torch.Tensor], requires_grad: bool) ->
 
 
 def wrap(value: Value, cls: type[Deferred] = Deferred) -> Deferred:
-    """A deferred tensor that shows ``value``."""
+    """A deferred tensor that shows `value`."""
     shadow = value.shadow
     tensor: Deferred = torch.Tensor._make_wrapper_subclass(
         cls,
@@ -226,22 +226,22 @@ def wrap(value: Value, cls: type[Deferred] = Deferred) -> Deferred:
 
 
 def uninitialized(like: torch.Tensor, device: torch.device, tape: Tape) -> Deferred:
-    """A deferred tensor with the metadata of ``like`` that nothing has written yet."""
+    """A deferred tensor with the metadata of `like` that nothing has written yet."""
     shadow = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=_META)
     return wrap(Value(shadow, Storage(shadow, device, tape)))
 
 
 def become(tensor: Deferred, value: Value) -> None:
-    """Let ``tensor`` show another value, as assigning to ``.data`` does."""
+    """Let `tensor` show another value, as assigning to `.data` does."""
     torch.Tensor.data.__set__(tensor, wrap(value))  # type: ignore[attr-defined]
     tensor._value = value
 
 
 def read(value: Value) -> torch.Tensor:
-    """The contents of a value, for code that asked for them."""
+    """The contents of a value, for code that asks for them."""
     if active.tape is None and value.storage.shared is None:
         entries = closure([need(value, next(clock))])
-        if not all(entry.constant for entry in entries):
+        if not all(entry.determined for entry in entries):
             raise RuntimeError(
                 f"a deferred tensor of shape {tuple(value.shadow.shape)} has random contents that are not drawn yet: "
                 "read it inside fastinit.deferred(), or call fastinit.materialize(module) first"
@@ -271,7 +271,7 @@ def _deepcopy_value(value: Value, memo: dict[int, Any]) -> Value:
 
 
 def _reseat(shadow: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """``shadow``'s view of another storage."""
+    """`shadow`'s view of another storage."""
     return as_real(shadow, base.untyped_storage())
 
 
@@ -279,7 +279,7 @@ def _reseat(shadow: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
 
 
 def adopt(real: torch.Tensor, tape: Tape) -> Value:
-    """A real tensor as a value in memory that it goes on sharing."""
+    """A real tensor as a value that shares its memory."""
     storage = real.untyped_storage()
     base = torch.empty(storage.nbytes(), dtype=torch.uint8, device=_META)
     value = Value(_reseat(real, base), Storage(base, real.device, tape))
@@ -288,13 +288,13 @@ def adopt(real: torch.Tensor, tape: Tape) -> Value:
 
 
 def capture(value: Value) -> Value:
-    """A copy of shared memory as it is now, for an entry to read later."""
+    """A copy of shared memory as it is now, for entries to read later."""
     shared = value.storage.shared
     assert shared is not None
     real = as_real(value.shadow, shared).clone()
     shadow = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device=_META)
     storage = Storage(shadow, value.storage.device, value.storage.tape)
-    storage.constant = real.untyped_storage()
+    storage.captured = real.untyped_storage()
     return Value(shadow, storage)
 
 

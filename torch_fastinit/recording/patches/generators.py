@@ -17,7 +17,7 @@ from torch_fastinit.recording.replay import closure, evaluate
 from torch_fastinit.recording.tape import Storage, Tape, Value, need
 from torch_fastinit.recording.tensor import Deferred, read, value_of_tensor, wrap
 
-#: The methods of ``torch.Generator`` that are redirected, as they are by themselves.
+#: The methods of `torch.Generator` that are redirected, as torch has them.
 _METHODS: dict[str, Callable[..., Any]] = {
     name: getattr(torch.Generator, name)
     for name in ("manual_seed", "seed", "initial_seed", "get_state", "set_state", "clone_state")
@@ -25,7 +25,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
 
 
 def _tape_of(generator: torch.Generator) -> Tape | None:
-    """The tape that an operation on ``generator`` belongs to: that of the context whose code, not ours, runs now."""
+    """The tape to record an operation on `generator` into, unless it is our own."""
     tape = active.tape
     if tape is None or not torch._C._len_torch_dispatch_stack() or not is_default(generator):
         return None
@@ -99,7 +99,7 @@ def _generator_get_state(self: torch.Generator, /) -> torch.Tensor:
 def _generator_set_state(self: torch.Generator, new_state: torch.Tensor, /) -> torch.Generator:
     tape = _tape_of(self)
     if tape is None:
-        if isinstance(new_state, Deferred):  # of a context: its numbers are wanted now
+        if isinstance(new_state, Deferred):  # from a context: its values are needed now
             with outside():
                 new_state = read(new_state._value)
         return _METHODS["set_state"](self, new_state)  # type: ignore[no-any-return]
@@ -136,18 +136,11 @@ def _generator_clone_state(self: torch.Generator, /) -> torch.Generator:
     return clone
 
 
-_REPLACED_METHODS: dict[str, Callable[..., Any]] = {
-    "manual_seed": _generator_manual_seed,
-    "seed": _generator_seed,
-    "initial_seed": _generator_initial_seed,
-    "get_state": _generator_get_state,
-    "set_state": _generator_set_state,
-    "clone_state": _generator_clone_state,
-}
+_REPLACED_METHODS = {name: globals()[f"_generator_{name}"] for name in _METHODS}
 
 
 def switch_methods(redirect: bool) -> None:
-    """Put methods into ``torch.Generator``, a type of C that refuses to have its attributes assigned to."""
+    """Put methods into `torch.Generator`, a C type that refuses assignment to its attributes."""
     (namespace,) = gc.get_referents(torch.Generator.__dict__)
     namespace.update(_REPLACED_METHODS if redirect else _METHODS)
     ctypes.pythonapi.PyType_Modified(ctypes.py_object(torch.Generator))

@@ -18,7 +18,7 @@ from torch_fastinit.recording.tensor import Deferred
 
 
 def _initializer(original: Callable[..., Any], *, random: bool) -> Callable[..., Any]:
-    """One entry for a whole function of ``torch.nn.init`` whose first argument is a deferred tensor."""
+    """One entry for a whole function of `torch.nn.init` whose first argument is a deferred tensor."""
 
     def call(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(tensor, Deferred) or tensor._value.storage.shared is not None:

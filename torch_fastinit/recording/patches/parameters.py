@@ -55,7 +55,7 @@ def _tensor_as_subclass(self: torch.Tensor, cls: Any) -> torch.Tensor:
     if not isinstance(self, Deferred):
         return _as_subclass(self, cls)
     with torch._C.DisableTorchFunctionSubclass():
-        view: torch.Tensor = torch.ops.aten.alias.default(self)  # a result of autograd's, as it should be
+        view: torch.Tensor = torch.ops.aten.alias.default(self)  # with a grad_fn, as in eager code
     if cls is not torch.Tensor:
         set_class(view, cls if issubclass(cls, Deferred) else deferred_class(cls))
     return view
@@ -68,7 +68,7 @@ _dynamo_has_ours = False
 
 
 def switch_makers(redirect: bool) -> None:
-    """These are C's, and reached through ``torch.Tensor`` or a subclass of it.
+    """C methods, reached through `torch.Tensor` or a subclass.
 
     torch._dynamo, which some operations import, registers what it finds there: if that was ours, it stays.
     """

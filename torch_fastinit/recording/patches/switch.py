@@ -1,9 +1,9 @@
 """Functions of torch that are one entry of the tape, or that look at or move a default generator.
 
-Code everywhere holds early-bound references to them (``from torch.nn.init import trunc_normal_``), so replacing the
-attribute of a module is not enough: the function object itself gets another ``__code__`` for as long as a tape is
+Code everywhere holds early-bound references to them (`from torch.nn.init import trunc_normal_`), so replacing the
+attribute of a module is not enough: the function object itself gets another `__code__` for as long as a tape is
 alive. The new code asks whether a deferred tensor or a context is concerned, and otherwise calls the original. The
-methods of ``torch.Generator``, which are C's, are replaced in the type itself.
+methods of `torch.Generator`, which are C's, are replaced in the type itself.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _codes: dict[str, tuple[types.CodeType, types.CodeType]] = {}
 
 
 def intercepted(name: str) -> Callable[..., Any]:
-    """What runs instead of the function of this name."""
+    """The replacement of the function of this name."""
     return _INTERCEPTED[name][1]
 
 
 def _redirect(name: str, function: Any) -> types.CodeType:
-    """Code with the function's own parameters that calls :func:`intercepted`."""
+    """Code with the function's own parameters that calls its replacement."""
     parameters = list(inspect.signature(function).parameters.values())
     bare = [p.replace(annotation=p.empty, default=p.empty) for p in parameters]
     stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -69,6 +69,6 @@ def _switch(change: int) -> None:
 
 
 def patch_while_alive(tape: Tape) -> None:
-    """The functions above stay redirected until the last tape is gone."""
+    """Keep the functions redirected until the last tape is gone."""
     _switch(+1)
     weakref.finalize(tape, _switch, -1)

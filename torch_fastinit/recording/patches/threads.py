@@ -24,7 +24,7 @@ def _in_context(tape: Tape, function: Callable[..., Any], /, *args: Any, **kwarg
 
 
 def _thread_start(thread: threading.Thread) -> None:
-    """A thread that the context starts belongs to it."""
+    """A thread started inside a context belongs to it."""
     tape = active.tape
     if tape is not None:
         run = thread.run
@@ -38,11 +38,11 @@ def _thread_start(thread: threading.Thread) -> None:
 
 
 def _executor_submit(executor: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """In an executor it is the task that belongs to the context: its threads may be older, and live longer."""
+    """With an executor, the task belongs to the context: the executor's threads may be older, and outlive it."""
     tape = active.tape
     if tape is None:
         return _submit(executor, function, *args, **kwargs)
-    active.tape = None  # a thread that this starts is the executor's
+    active.tape = None  # threads started by this call belong to the executor
     try:
         return _submit(executor, functools.partial(_in_context, tape, function), *args, **kwargs)
     finally:
@@ -50,7 +50,7 @@ def _executor_submit(executor: ThreadPoolExecutor, function: Callable[..., Any],
 
 
 def _pool_method(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A task for a ``ThreadPool`` belongs to the context, too. (Other processes are no concern of it.)"""
+    """Tasks for a `ThreadPool` belong to the context, too; other processes do not."""
 
     def call(pool: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         tape = active.tape
@@ -68,7 +68,7 @@ PATCHES: dict[str, tuple[Any, Callable[..., Any]]] = {
 
 
 def pool_patches() -> dict[str, tuple[Any, Callable[..., Any]]]:
-    """Where ``multiprocessing.pool`` is loaded: else there is no pool yet, and its threads will be the context's."""
+    """Empty until `multiprocessing.pool` is loaded: a pool made later starts its threads inside the context."""
     module = sys.modules.get("multiprocessing.pool")
     methods = ("apply_async", "_map_async", "imap", "imap_unordered") if module else ()
     functions = {f"Pool.{method}": getattr(module.Pool, method) for method in methods}  # type: ignore[union-attr]
