@@ -2,10 +2,9 @@
 
     make demo
 
-GPT-2 (124M, float32) and a Llama shape (0.85 billion parameters, bfloat16) are built by transformers from
-configurations made in code. Every build has a process of its own; the two ways alternate; the first pair is discarded
-and the median of the others counts. Ends with an error if a model of torch_fastinit's differs from eager's in more than
-chance allows.
+transformers builds GPT-2 (124M, float32) and a Llama shape (0.85 billion parameters, bfloat16) from configurations
+made in code. Each build has its own process and the two ways alternate; the first pair is discarded, the medians of the
+others are reported. Ends with an error if torch_fastinit's model differs from eager's by more than chance allows.
 """
 
 from __future__ import annotations

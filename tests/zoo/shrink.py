@@ -1,7 +1,7 @@
-"""Small configurations of transformers' architectures: what fits first, what has to be completed, and a search.
+"""Small configurations of transformers' architectures.
 
-Nothing is known about most architectures but their default configuration. It is made smaller by well-known attributes;
-where that does not suffice, by any integer in it, as long as the model still builds on the meta device.
+Of most architectures only the default configuration is known. It is shrunk by well-known attributes and, where these do
+not suffice, by any integer in it, as long as the model still builds on the meta device.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _made(**arguments: Any) -> Callable[[Any], Any]:
 
 
 def _set(**values: Any) -> Callable[[Any], Any]:
-    """The default configuration with these attributes; ``__`` stands for a dot."""
+    """The default configuration with these attributes; `__` stands for a dot."""
 
     def change(config_class: Any) -> Any:
         config = config_class()
@@ -72,7 +72,7 @@ def _resnet() -> Any:
 
 
 def _on_resnet(config_class: Any) -> Any:
-    """A detector whose default backbone is timm's."""
+    """For a detector whose default backbone is timm's."""
     return config_class(use_timm_backbone=False, backbone_config=_resnet())
 
 
@@ -88,7 +88,7 @@ def _siglip(**attributes: Any) -> Any:
 
 
 def _on_vit(*way: str) -> Callable[[Any], Any]:
-    """The default configuration with a ViT for what timm would classify images with."""
+    """The default configuration with a ViT in place of timm's image classifier."""
 
     def change(config_class: Any) -> Any:
         from transformers import ViTConfig
@@ -220,7 +220,7 @@ def _first_line(error: BaseException | None) -> str:
 
 
 def shrink(config: Any, steps: int, seen: set[int] | None = None) -> None:
-    """Apply the first ``steps`` steps to a configuration and to those inside it."""
+    """Apply the first `steps` steps to a configuration and to those inside it."""
     seen = set() if seen is None else seen
     if id(config) in seen:
         return
@@ -294,7 +294,7 @@ def _get(owner: Any, key: Any) -> Any:
 
 
 def _changed(config: Any, places: list[Place], old: int, new: int) -> Any:
-    """A copy of ``config`` with ``new`` in these places; lists of one item a layer are cut, identifiers stay inside."""
+    """A copy of `config` with `new` in these places; per-layer lists are cut, token ids kept below the vocabulary."""
     config = copy.deepcopy(config)
     for way, name in places:
         _assign(config, way, new)
@@ -314,9 +314,9 @@ def _changed(config: Any, places: list[Place], old: int, new: int) -> Any:
 
 
 def search(model_class: Any, config: Any, count: int, seconds: float) -> tuple[int, Any]:
-    """Divide integers of ``config`` while the model builds and gets smaller, until it is small enough.
+    """Divide integers of `config` while the model builds and shrinks, until it is small enough.
 
-    Equal integers mostly mean the same width, so all of them are changed together first, and each by itself after that.
+    Equal integers mostly are the same width: they are changed together first, then one by one.
     """
     end = time.perf_counter() + seconds
     refused: set[tuple[Any, int, int]] = set()

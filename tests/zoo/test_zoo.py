@@ -1,4 +1,4 @@
-"""The part of the zoo that runs with the test suite; ``python tests/zoo/zoo.py`` runs all of it."""
+"""The part of the zoo that runs with the test suite; `python tests/zoo/zoo.py` runs all of it."""
 
 from __future__ import annotations
 

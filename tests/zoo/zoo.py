@@ -1,6 +1,6 @@
 """Every architecture that the installed transformers can build small, compared with eager construction.
 
-``python tests/zoo/zoo.py`` runs them all, with a progress bar and a table; names as arguments run those alone.
+`python tests/zoo/zoo.py` runs them all, with a progress bar and a table; names as arguments run those alone.
 Nothing is downloaded: configurations are made in code and shrunk until a model has at most 40 million parameters.
 """
 
@@ -61,7 +61,7 @@ def configs(keys: Collection[str] = ()) -> Iterator[tuple[str, Any, Any]]:
 
 @dataclass
 class Result:
-    """What became of one architecture. ``skipped`` says why it was not compared, ``error`` what was not equal."""
+    """One architecture's outcome: `skipped` says why it was not compared, `error` what was not equal."""
 
     name: str
     parameters: int = 0
@@ -102,7 +102,7 @@ def run(name: str, found: Found, model_class: Any) -> Result:
 
 
 def run_key(key: str) -> list[Result]:
-    """All architectures of one key of transformers' tables: what a process of its own is asked for."""
+    """All architectures of one key of transformers' tables: one process's task."""
     torch.use_deterministic_algorithms(True)  # which also fills fresh memory with NaN
     results = []
     for name, model_class, config_class in configs([key]):
@@ -117,7 +117,7 @@ def _one_of(jobs: int) -> None:
 
 
 def run_all(keys: Sequence[str], jobs: int) -> Iterator[list[Result]]:
-    """Results as they come, from ``jobs`` processes."""
+    """Results as they come, from `jobs` processes."""
     if jobs == 1:
         yield from map(run_key, keys)
         return
