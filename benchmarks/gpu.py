@@ -7,7 +7,6 @@ CPU with little tensors, to test this file where there is no GPU.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -20,6 +19,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+from files import write_json  # noqa: E402
 from layouts import LAYOUTS, batch, raw  # noqa: E402
 
 import torch_fastinit as fastinit  # noqa: E402
@@ -178,8 +178,7 @@ def main() -> int:
         for e in report["equality"]
     )
     text = f"{table(rows, names)}\n\nMedians; zero_() on the same tensor is the roof.\n{about}\n\n{same}\n"
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(args.out / "gpu.json", report)
     (args.out / "gpu.md").write_text(text)
     print(text, end="")
     return int(any(e["differ"] for e in report["equality"]))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from torch_fastinit.ops import Fill
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import environment
+from files import write_json
 from models import MODELS
 
 
@@ -208,12 +208,9 @@ def main() -> None:
         sep="\n\n",
     )
     if args.json:
-        args.json.write_text(
-            json.dumps(
-                {"environment": environment(), "import": first, "eager": second, "recording": built, "many": third},
-                indent=2,
-            )
-            + "\n"
+        write_json(
+            args.json,
+            {"environment": environment(), "import": first, "eager": second, "recording": built, "many": third},
         )
 
 

@@ -1,7 +1,14 @@
-"""The pictures of ``make bench``, from what it writes as JSON."""
+"""The pictures of `make bench`, from what it writes as JSON.
+
+Those in docs/ are drawn again, without measuring, by
+
+    python benchmarks/plots.py benchmarks/results/cpu-epyc.json benchmarks/results/startup.json docs
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,3 +181,18 @@ def _plain_numbers(axis: Any, logarithmic: str = "xy") -> None:
 def _legend(figure: Any, axis: Any, columns: int = 4) -> None:
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+
+
+def main() -> None:
+    from startup import draw
+
+    *files, folder = map(Path, sys.argv[1:])
+    for report in (json.loads(file.read_text()) for file in files):
+        if isinstance(report["models"], dict):
+            draw(report["models"], report["environment"], folder / "startup.svg")
+        else:
+            draw_all(report, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -27,6 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from agreement import differences
+from files import write_json
 from models import MODELS, STARTUP
 from one_model import WAYS
 from svg import save
@@ -203,7 +204,9 @@ def markdown(results: dict[str, dict[str, dict[str, Run]]], device: str) -> str:
     return text
 
 
-def draw(results: dict[str, dict[str, dict[str, Run]]], about: str, path: Path) -> None:
+def draw(
+    results: dict[str, dict[str, dict[str, Run]]], environment: dict[str, str], path: Path, caveat: str = ""
+) -> None:
     """A row a model, a column a dtype, a bar a way, split by phase."""
     import matplotlib
 
@@ -241,12 +244,14 @@ def draw(results: dict[str, dict[str, dict[str, Run]]], about: str, path: Path) 
             axis.patch.set_visible(False)
     for axis in axes[-1]:
         axis.set_xlabel("seconds from the start of the process", fontsize=8)
-    keys = [Patch(color=COLOURS[phase], label=phase) for phase in PHASES]
+    patches = [Patch(color=COLOURS[phase], label=phase) for phase in PHASES]
     if any(is_wrong(run) for how in WAYS for run in every_run(results, how)):
-        keys.append(Patch(color="black", alpha=PALE, label="pale: wrong values, by the check"))
+        patches.append(Patch(color="black", alpha=PALE, label="pale: wrong values, by the check"))
     figure.get_layout_engine().set(w_pad=0.12)  # a viewer's letters may be wider than matplotlib's
-    figure.suptitle(f"From process start to a ready model\n{about}", fontsize=10)
-    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9)
+    keys = ("cpu", "threads", "torch", "transformers", "device")
+    about = [f"{key} {environment[key]}" for key in keys if key in environment] + [caveat] * bool(caveat)
+    figure.suptitle(f"From process start to a ready model\n{', '.join(about)}", fontsize=10)
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=9)
     save(figure, path)
     plt.close(figure)
 
@@ -358,16 +363,13 @@ def report(
         text += "Fresh memory could not be made to hold garbage here: what nobody writes may have looked right.\n"
     text += hardware + "\n"
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         content = {"environment": environment, "device": args.device, "rounds": rounds, "models": results}
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(args.json, content)
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
         args.markdown.write_text(text)
     if args.picture:
-        keys = ("cpu", "threads", "torch", "transformers", "device")
-        hardware = ", ".join(f"{k} {environment[k]}" for k in keys if k in environment)
-        draw(results, hardware + ", small models: no measurement" * args.tiny, args.picture)
+        draw(results, environment, args.picture, "small models: no measurement" if args.tiny else "")
     return text
 
 
