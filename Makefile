@@ -25,19 +25,19 @@ help:
 	@echo "make clean   remove what was built (not .venv)"
 
 demo: build
-	$(BIN)/python examples/demo.py $(ARGS)
+	$(BIN)/python -m examples.demo $(ARGS)
 
 test: build $(STAMPS)/aarch64
 	$(BIN)/python -m pytest $(ARGS)
 
 zoo: build
-	$(BIN)/python tests/zoo/zoo.py --markdown build/zoo.md $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m zoo.zoo --markdown build/zoo.md $(ARGS)
 
 bench: build
-	$(BIN)/python benchmarks/bench.py --json build/bench.json --markdown build/bench.md --plots build/plots $(ARGS)
+	$(BIN)/python -m benchmarks.bench --json build/bench.json --markdown build/bench.md --plots build/plots $(ARGS)
 
 startup: build
-	$(BIN)/python benchmarks/startup.py --json build/startup.json --markdown build/startup.md \
+	$(BIN)/python -m benchmarks.startup --json build/startup.json --markdown build/startup.md \
 		--picture build/startup.svg $(ARGS)
 
 lint: $(STAMPS)/requirements

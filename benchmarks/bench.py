@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
@@ -22,11 +21,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).parent))
-from cases import CONTESTANTS, Case, Result, cases, environment, measure, stateless
-from files import write_json
-from plots import draw_all
-from sweeps import by_count, by_pages, by_size, by_threads, of_models, powers_of_two
+from benchmarks.cases import CONTESTANTS, Case, Result, cases, environment, measure, stateless
+from benchmarks.files import write_json
+from benchmarks.plots import draw_all
+from benchmarks.sweeps import by_count, by_pages, by_size, by_threads, of_models, powers_of_two
 
 PARTS = ("fills", "sizes", "tensors", "threads", "models", "pages")
 

@@ -1,5 +1,7 @@
 """Fills on a GPU: equality with the CPU, then speed by each backend, beside torch and the write roof. See gpu.sh.
 
+    PYTHONPATH=tests python -m benchmarks.gpu FOLDER
+
 Times are medians of device events; ``zero_()`` on the same tensor is the roof. ``--dry`` goes through everything on the
 CPU with little tensors, to test this file where there is no GPU.
 """
@@ -16,16 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from layouts import LAYOUTS, batch, raw
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-from files import write_json  # noqa: E402
-from layouts import LAYOUTS, batch, raw  # noqa: E402
-
-import torch_fastinit as fastinit  # noqa: E402
-from torch_fastinit import backend  # noqa: E402
-from torch_fastinit.initializers import Normal  # noqa: E402
-from torch_fastinit.ops import Fill, fill  # noqa: E402
+import torch_fastinit as fastinit
+from benchmarks.files import write_json
+from torch_fastinit import backend
+from torch_fastinit.initializers import Normal
+from torch_fastinit.ops import Fill, fill
 
 Call = Callable[[], object]
 

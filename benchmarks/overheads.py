@@ -1,7 +1,7 @@
 """What fills cost besides filling: the import, an eager fill of one element, recording, planning and binding.
 
-    python benchmarks/overheads.py
-    python benchmarks/overheads.py --tensors 10 100 --json overheads.json
+    python -m benchmarks.overheads
+    python -m benchmarks.overheads --tensors 10 100 --json overheads.json
 
 Everything is compared side by side: interpreters that import torch with interpreters that import torch_fastinit too;
 torch's initialisers with ours in short alternating rounds; deferred construction with construction on the meta device
@@ -25,14 +25,12 @@ from typing import Any
 import torch
 
 import torch_fastinit as fastinit
+from benchmarks.cases import environment
+from benchmarks.files import write_json
+from benchmarks.models import MODELS
 from torch_fastinit import ops
 from torch_fastinit.initializers import Uniform
 from torch_fastinit.ops import Fill
-
-sys.path.insert(0, str(Path(__file__).parent))
-from cases import environment
-from files import write_json
-from models import MODELS
 
 
 def start(code: str) -> float:

@@ -2,7 +2,7 @@
 
 Those in docs/ are drawn again, without measuring, by
 
-    python benchmarks/plots.py benchmarks/results/cpu-epyc.json benchmarks/results/startup.json docs
+    python -m benchmarks.plots benchmarks/results/cpu-epyc.json benchmarks/results/startup.json docs
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from svg import save
+from benchmarks.svg import save
 
 Report = dict[str, Any]
 
@@ -184,7 +184,7 @@ def _legend(figure: Any, axis: Any, columns: int = 4) -> None:
 
 
 def main() -> None:
-    from startup import draw
+    from benchmarks.startup import draw
 
     *files, folder = map(Path, sys.argv[1:])
     for report in (json.loads(file.read_text()) for file in files):

@@ -25,12 +25,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-sys.path.insert(0, str(Path(__file__).parent))
-from agreement import differences
-from files import write_json
-from models import MODELS, STARTUP
-from one_model import WAYS
-from svg import save
+from benchmarks.agreement import differences
+from benchmarks.files import write_json
+from benchmarks.models import MODELS, STARTUP
+from benchmarks.one_model import WAYS
+from benchmarks.svg import save
+
+ROOT = Path(__file__).resolve().parent.parent
 
 TITLES = {
     "eager": "torch eager",
@@ -62,9 +63,9 @@ Run = dict[str, Any]
 
 def build(model: str, how: str, dtype: str, options: list[str], environment: dict[str, str] | None = None) -> Run:
     """One build in a process of its own."""
-    command = [sys.executable, str(Path(__file__).parent / "one_model.py"), model, how, dtype, *options]
+    command = [sys.executable, "-m", "benchmarks.one_model", model, how, dtype, *options]
     command += ["--started", repr(time.monotonic())]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}))
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}), cwd=ROOT)
     if done.returncode != 0:
         return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
@@ -259,12 +260,10 @@ def draw(
 def about() -> dict[str, str]:
     """Versions and hardware, asked of a process of its own: this one imports no torch."""
     code = (
-        "import json, cases, transformers; "
+        "import json, transformers; from benchmarks import cases; "
         "print(json.dumps(cases.environment() | {'transformers': transformers.__version__}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
