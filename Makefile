@@ -3,19 +3,21 @@
 # requirements-dev.txt pins torch==2.13.0. Where PyPI's build of it brings CUDA along and that is not wanted, set
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
 
-PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
-STAMPS := $(VENV)/.stamps
+PYTHON  ?= python3
+AARCH64 ?= 1
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMPS  := $(VENV)/.stamps
 
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.h tests/cuda_shim/* tests/emulated/*)
 
-.PHONY: help demo test zoo bench startup lint format build clean
+.PHONY: help demo test no-aarch64 zoo bench startup lint format build clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    build two real models, eagerly and with torch_fastinit; print a table and write demo.png"
-	@echo "make test    the whole test suite, doctests and the documentation's snippets"
+	@echo "make test    the whole test suite, doctests and the documentation's snippets; AARCH64=0 leaves out the"
+	@echo "             tests in an emulated aarch64, and the 118 MB that they fetch"
 	@echo "make zoo     every transformers architecture of at most 40 million parameters, against eager construction;"
 	@echo "             ARGS='--jobs 2' takes two processes, ARGS=--resume goes on after an interruption"
 	@echo "make bench   fills and models against torch, side by side: tables, JSON and pictures in build/"
@@ -25,19 +27,22 @@ help:
 	@echo "make clean   remove what was built (not .venv)"
 
 demo: build
-	$(BIN)/python examples/demo.py $(ARGS)
+	$(BIN)/python -m examples.demo $(ARGS)
 
-test: build $(STAMPS)/aarch64
-	$(BIN)/python -m pytest $(ARGS)
+test: build $(if $(filter 0,$(AARCH64)),no-aarch64,$(STAMPS)/aarch64)
+	AARCH64=$(AARCH64) $(BIN)/python -m pytest $(ARGS)
+
+no-aarch64:
+	@echo "AARCH64=0: the tests in an emulated aarch64 will be skipped"
 
 zoo: build
-	$(BIN)/python tests/zoo/zoo.py --markdown build/zoo.md $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m zoo.zoo --markdown build/zoo.md $(ARGS)
 
 bench: build
-	$(BIN)/python benchmarks/bench.py --json build/bench.json --markdown build/bench.md --plots build/plots $(ARGS)
+	$(BIN)/python -m benchmarks.bench --json build/bench.json --markdown build/bench.md --plots build/plots $(ARGS)
 
 startup: build
-	$(BIN)/python benchmarks/startup.py --json build/startup.json --markdown build/startup.md \
+	$(BIN)/python -m benchmarks.startup --json build/startup.json --markdown build/startup.md \
 		--picture build/startup.svg $(ARGS)
 
 lint: $(STAMPS)/requirements

@@ -12,9 +12,7 @@ with and without huge pages (pages). docs/benchmarks.md says what the columns me
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
@@ -23,10 +21,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).parent))
-from cases import CONTESTANTS, Case, Result, cases, environment, measure, stateless
-from plots import draw_all
-from sweeps import by_count, by_pages, by_size, by_threads, of_models, powers_of_two
+from benchmarks.cases import CONTESTANTS, Case, Result, cases, environment, measure, stateless
+from benchmarks.files import write_json
+from benchmarks.plots import draw_all
+from benchmarks.sweeps import by_count, by_pages, by_size, by_threads, of_models, powers_of_two
 
 PARTS = ("fills", "sizes", "tensors", "threads", "models", "pages")
 
@@ -217,10 +215,11 @@ def main() -> None:
     texts.append(about + (f"\n\ntorch.func._random is not in the tables: {reason}." if reason else ""))
     text = "\n\n".join(texts) + "\n"
     print(text, end="")
-    for path, content in ((args.markdown, text), (args.json, json.dumps(report, indent=1) + "\n")):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
+    if args.json:
+        write_json(args.json, report)
+    if args.markdown:
+        args.markdown.parent.mkdir(parents=True, exist_ok=True)
+        args.markdown.write_text(text)
     if args.plots:
         for path in draw_all(report, args.plots):
             console.print(f"picture: {path}", highlight=False)

@@ -10,7 +10,6 @@ import os
 import platform
 import resource
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +20,8 @@ from typing import Any
 import torch
 
 import torch_fastinit as fastinit
+from benchmarks.observe import ResidentMemory
 from torch_fastinit import _C
-
-sys.path.insert(0, str(Path(__file__).parent))
-from observe import ResidentMemory
 
 Fill = Callable[[torch.Tensor], object]
 

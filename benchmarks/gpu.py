@@ -1,5 +1,7 @@
 """Fills on a GPU: equality with the CPU, then speed by each backend, beside torch and the write roof. See gpu.sh.
 
+    PYTHONPATH=tests python -m benchmarks.gpu FOLDER
+
 Times are medians of device events; ``zero_()`` on the same tensor is the roof. ``--dry`` goes through everything on the
 CPU with little tensors, to test this file where there is no GPU.
 """
@@ -7,7 +9,6 @@ CPU with little tensors, to test this file where there is no GPU.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -17,15 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from layouts import LAYOUTS, batch, raw
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-from layouts import LAYOUTS, batch, raw  # noqa: E402
-
-import torch_fastinit as fastinit  # noqa: E402
-from torch_fastinit import backend  # noqa: E402
-from torch_fastinit.initializers import Normal  # noqa: E402
-from torch_fastinit.ops import Fill, fill  # noqa: E402
+import torch_fastinit as fastinit
+from benchmarks.files import write_json
+from torch_fastinit import backend
+from torch_fastinit.initializers import Normal
+from torch_fastinit.ops import Fill, fill
 
 Call = Callable[[], object]
 
@@ -178,8 +177,7 @@ def main() -> int:
         for e in report["equality"]
     )
     text = f"{table(rows, names)}\n\nMedians; zero_() on the same tensor is the roof.\n{about}\n\n{same}\n"
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(args.out / "gpu.json", report)
     (args.out / "gpu.md").write_text(text)
     print(text, end="")
     return int(any(e["differ"] for e in report["equality"]))

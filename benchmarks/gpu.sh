@@ -88,7 +88,7 @@ if [ -n "$dry" ] || "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_
         echo "== no pytest: equality is checked by gpu.py alone" | tee "$out/tests.log"
     fi
     echo "== speed"
-    timeout 180 "$python" benchmarks/gpu.py "$out" $dry || status=$?
+    timeout 180 "$python" -m benchmarks.gpu "$out" $dry || status=$?
 else
     echo "this machine has no GPU that torch can use" >&2
     status=2

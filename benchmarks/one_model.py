@@ -1,8 +1,8 @@
 """Builds one model one way in this process, and prints what it cost and what came out: a line of JSON, the last one.
 
-    python benchmarks/one_model.py gpt2 fastinit float32 --describe
+    python -m benchmarks.one_model gpt2 fastinit float32 --describe
 
-``startup.py`` and ``bench.py`` run this file once for every measurement, so that no run inherits another's memory.
+``startup.py`` and ``bench.py`` run this module once for every measurement, so that no run inherits another's memory.
 Time starts where the parent says (``--started``, on the monotonic clock that processes share), or at the first line.
 """
 
@@ -16,19 +16,17 @@ import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
-import sys  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
-    from observe import Phases
+
+    from benchmarks.observe import Phases
 
 # torch, transformers and torch_fastinit are imported where the clock is running.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-sys.path.insert(0, str(Path(__file__).parent))
 
 WAYS = ("eager", "from_config", "reset_parameters", "init_weights", "fastinit")
 
@@ -140,7 +138,8 @@ def main() -> None:
     # Imports, and the opening of the device: all that comes before the first line about a model.
     import torch
     import transformers
-    from models import MODELS
+
+    from benchmarks.models import MODELS
 
     if args.how == "fastinit":
         import torch_fastinit  # noqa: F401
@@ -155,7 +154,7 @@ def main() -> None:
         torch.accelerator.synchronize()
     imported = time.monotonic() - args.started
 
-    from observe import Phases, ResidentMemory, describe
+    from benchmarks.observe import Phases, ResidentMemory, describe
 
     if args.threads:
         torch.set_num_threads(args.threads)

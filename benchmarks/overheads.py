@@ -1,7 +1,7 @@
 """What fills cost besides filling: the import, an eager fill of one element, recording, planning and binding.
 
-    python benchmarks/overheads.py
-    python benchmarks/overheads.py --tensors 10 100 --json overheads.json
+    python -m benchmarks.overheads
+    python -m benchmarks.overheads --tensors 10 100 --json overheads.json
 
 Everything is compared side by side: interpreters that import torch with interpreters that import torch_fastinit too;
 torch's initialisers with ours in short alternating rounds; deferred construction with construction on the meta device
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import subprocess
 import sys
@@ -26,13 +25,12 @@ from typing import Any
 import torch
 
 import torch_fastinit as fastinit
+from benchmarks.cases import environment
+from benchmarks.files import write_json
+from benchmarks.models import MODELS
 from torch_fastinit import ops
 from torch_fastinit.initializers import Uniform
 from torch_fastinit.ops import Fill
-
-sys.path.insert(0, str(Path(__file__).parent))
-from cases import environment
-from models import MODELS
 
 
 def start(code: str) -> float:
@@ -208,12 +206,9 @@ def main() -> None:
         sep="\n\n",
     )
     if args.json:
-        args.json.write_text(
-            json.dumps(
-                {"environment": environment(), "import": first, "eager": second, "recording": built, "many": third},
-                indent=2,
-            )
-            + "\n"
+        write_json(
+            args.json,
+            {"environment": environment(), "import": first, "eager": second, "recording": built, "many": third},
         )
 
 

@@ -1,10 +1,20 @@
-"""The pictures of ``make bench``, from what it writes as JSON."""
+"""The pictures of `make bench`, from what it writes as JSON.
+
+Those in docs/ are drawn again, without measuring, by
+
+    python -m benchmarks.plots benchmarks/results/cpu-epyc.json benchmarks/results/startup.json docs
+"""
 
 from __future__ import annotations
 
+import json
+import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.svg import save
 
 Report = dict[str, Any]
 
@@ -24,7 +34,6 @@ def draw_all(report: Report, folder: Path) -> list[Path]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    folder.mkdir(parents=True, exist_ok=True)
     environment = report["environment"]
     about = f"{environment['cpu']}, {environment['threads']} threads, torch {environment['torch']}"
     fills = report.get("results") or []
@@ -54,7 +63,7 @@ def draw_all(report: Report, folder: Path) -> list[Path]:
         figure = draw(plt, rows)
         figure.suptitle(f"{titles[name]}\n{about}", fontsize=11)
         path = folder / f"bench-{name}.svg"
-        figure.savefig(path)
+        save(figure, path)
         plt.close(figure)
         written.append(path)
     return written
@@ -77,6 +86,7 @@ def draw_sizes(plt: Any, rows: Sequence[Report]) -> Any:
                 axis.plot(*zip(*points), markersize=4, **look)
         axis.set(title=row["case"], xlabel="elements", ylabel="GB/s", xscale="log", yscale="log")
         axis.grid(alpha=0.3)
+        _plain_numbers(axis)
     _legend(figure, axes.flat[0])
     return figure
 
@@ -95,9 +105,11 @@ def draw_bars(plt: Any, rows: Sequence[Report]) -> Any:
     for x, row in enumerate(rows):
         roof = axis.hlines(row["GB/s"]["zero_"], x - 0.45, x + 0.45, colors="black", linestyles="--")
     roof.set_label(LOOKS["zero_"]["label"])
-    axis.set_xticks(range(len(rows)), [row["case"].replace(" ", "\n", 1) for row in rows], fontsize=8)
+    axis.set_xticks(range(len(rows)), [textwrap.fill(row["case"], 14) for row in rows], fontsize=8)
     axis.set(xlabel="fill", ylabel="GB/s", yscale="log")
     axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
+    _plain_numbers(axis, "y")
     _legend(figure, axis)
     return figure
 
@@ -118,6 +130,7 @@ def draw_threads(plt: Any, rows: Sequence[Report]) -> Any:
         axis.set(title=row["what"].replace(", ", "\n"), xlabel="threads", xticks=threads, yscale="log")
         axis.margins(x=0.2)
         axis.grid(alpha=0.3)
+        _plain_numbers(axis, "y")
     axes[0, 0].set_ylabel("GB/s")
     _legend(figure, axes.flat[0])
     return figure
@@ -136,6 +149,7 @@ def draw_tensors(plt: Any, rows: Sequence[Report]) -> Any:
     axis.plot([], [], color="black", linestyle=":", linewidth=0.8, label="proportional to the number")
     axis.set(xlabel="tensors", ylabel="seconds", xscale="log", yscale="log")
     axis.grid(alpha=0.3)
+    _plain_numbers(axis)
     _legend(figure, axis, columns=1)
     return figure
 
@@ -153,6 +167,32 @@ def draw_models(plt: Any, rows: Sequence[Report]) -> Any:
     return figure
 
 
+def _plain_numbers(axis: Any, logarithmic: str = "xy") -> None:
+    """Numbers as one writes them, 10k and 0.01, at whole powers of ten alone."""
+    from matplotlib.ticker import EngFormatter, FuncFormatter, NullLocator
+
+    if "x" in logarithmic:
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6f}".rstrip("0").rstrip(".")))
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
 def _legend(figure: Any, axis: Any, columns: int = 4) -> None:
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+
+
+def main() -> None:
+    from benchmarks.startup import draw
+
+    *files, folder = map(Path, sys.argv[1:])
+    for report in (json.loads(file.read_text()) for file in files):
+        if isinstance(report["models"], dict):
+            draw(report["models"], report["environment"], folder / "startup.svg")
+        else:
+            draw_all(report, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -25,10 +25,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-sys.path.insert(0, str(Path(__file__).parent))
-from agreement import differences
-from models import MODELS, STARTUP
-from one_model import WAYS
+from benchmarks.agreement import differences
+from benchmarks.files import write_json
+from benchmarks.models import MODELS, STARTUP
+from benchmarks.one_model import WAYS
+from benchmarks.svg import save
+
+ROOT = Path(__file__).resolve().parent.parent
 
 TITLES = {
     "eager": "torch eager",
@@ -40,6 +43,7 @@ TITLES = {
 PHASES = ("import", "construct", "allocate", "fill")
 #: Okabe and Ito's colours, which those who confuse red and green can tell apart too.
 COLOURS = {"import": "#bbbbbb", "construct": "#56b4e9", "allocate": "#009e73", "fill": "#e69f00"}
+PALE = 0.35
 
 #: Fresh memory of the GNU C library then holds 0x7f in every byte: 3.4e38 as float32 and as bfloat16.
 POISON = {"MALLOC_PERTURB_": "128"}
@@ -59,9 +63,9 @@ Run = dict[str, Any]
 
 def build(model: str, how: str, dtype: str, options: list[str], environment: dict[str, str] | None = None) -> Run:
     """One build in a process of its own."""
-    command = [sys.executable, str(Path(__file__).parent / "one_model.py"), model, how, dtype, *options]
+    command = [sys.executable, "-m", "benchmarks.one_model", model, how, dtype, *options]
     command += ["--started", repr(time.monotonic())]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}))
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}), cwd=ROOT)
     if done.returncode != 0:
         return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
@@ -201,7 +205,9 @@ def markdown(results: dict[str, dict[str, dict[str, Run]]], device: str) -> str:
     return text
 
 
-def draw(results: dict[str, dict[str, dict[str, Run]]], about: str, path: Path) -> None:
+def draw(
+    results: dict[str, dict[str, dict[str, Run]]], environment: dict[str, str], path: Path, caveat: str = ""
+) -> None:
     """A row a model, a column a dtype, a bar a way, split by phase."""
     import matplotlib
 
@@ -210,60 +216,54 @@ def draw(results: dict[str, dict[str, dict[str, Run]]], about: str, path: Path) 
     from matplotlib.patches import Patch
 
     dtypes = list(next(iter(results.values())))
-    figure, axes = plt.subplots(
-        len(results),
-        len(dtypes),
-        figsize=(1.5 + 6.5 * len(dtypes), 1.2 + 1.75 * len(results)),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (2.5 + 5 * len(dtypes), 1.5 + 1.5 * len(results))
+    figure, axes = plt.subplots(len(results), len(dtypes), figsize=size, squeeze=False, layout="constrained")
     for row, (model, by_dtype) in zip(axes, results.items(), strict=True):
         for axis, (dtype, runs) in zip(row, by_dtype.items(), strict=True):
-            measured = {how: run for how, run in runs.items() if "error" not in run}
-            longest = max((run["total"] for run in measured.values()), default=1.0)
-            for y, (how, run) in enumerate(measured.items()):
-                wrong = is_wrong(run)
+            longest = max((run["total"] for run in runs.values() if "error" not in run), default=1.0)
+            for y, (how, run) in enumerate(runs.items()):
                 left = 0.0
-                for phase in PHASES:
+                for phase in PHASES if "error" not in run else ():
                     seconds = run["seconds"][phase]
-                    axis.barh(
-                        y,
-                        seconds,
-                        left=left,
-                        color=COLOURS[phase],
-                        hatch="///" if wrong else None,
-                        edgecolor="black" if wrong else COLOURS[phase],
-                        linewidth=0.3,
-                    )
+                    if seconds > longest / 1000:  # a quarter of a point: thinner is not seen
+                        # Not clipped, and no edge: a shorter line in the file.
+                        look = {"color": COLOURS[phase], "alpha": PALE if is_wrong(run) else None}
+                        axis.barh(y, seconds, left=left, linewidth=0, clip_on=False, **look)
                     left += seconds
-                note = f" {run['total']:.1f} s" + ("  WRONG VALUES" if wrong else "")
-                axis.text(left, y, note, va="center", fontsize=8, weight="bold" if how == "fastinit" else "normal")
-            axis.set_yticks(range(len(measured)), [TITLES[how] for how in measured], fontsize=8)
-            axis.set(title=f"{MODELS[model].title}, {dtype}", xlim=(0, longest * 1.35))
-            axis.set_ylabel("how it is built", fontsize=8)
-            axis.set_xlabel("seconds from the start of the process", fontsize=8)
+                note = "failed" if "error" in run else f"{run['total']:.1f} s" + ", WRONG VALUES" * is_wrong(run)
+                look = {"fontsize": 8, "weight": "bold" if how == "fastinit" else "normal"}
+                axis.annotate(note, (left, y), (3, 0), textcoords="offset points", va="center", **look)
+            names = [TITLES[how] for how in runs] if axis is row[0] else []
+            axis.set_yticks(range(len(names)), names, fontsize=8)
+            axis.set_ylim(len(runs) - 0.5, -0.5)
+            axis.set_title(f"{MODELS[model].title}, {dtype}", fontsize=10)
+            axis.set_xlim(0, longest * 1.35)
+            axis.locator_params("x", nbins=4)
             axis.tick_params(axis="x", labelsize=8)
-            axis.invert_yaxis()
+            axis.tick_params(axis="y", length=0)
             axis.spines[["top", "right"]].set_visible(False)
-    keys = [Patch(color=COLOURS[phase], label=phase) for phase in PHASES]
+            axis.patch.set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel("seconds from the start of the process", fontsize=8)
+    patches = [Patch(color=COLOURS[phase], label=phase) for phase in PHASES]
     if any(is_wrong(run) for how in WAYS for run in every_run(results, how)):
-        keys.append(Patch(facecolor="white", edgecolor="black", hatch="///", label="wrong values, by the check"))
-    figure.suptitle(f"From process start to a ready model\n{about}", fontsize=10)
-    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+        patches.append(Patch(color="black", alpha=PALE, label="pale: wrong values, by the check"))
+    figure.get_layout_engine().set(w_pad=0.12)  # a viewer's letters may be wider than matplotlib's
+    keys = ("cpu", "threads", "torch", "transformers", "device")
+    about = [f"{key} {environment[key]}" for key in keys if key in environment] + [caveat] * bool(caveat)
+    figure.suptitle(f"From process start to a ready model\n{', '.join(about)}", fontsize=10)
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False, fontsize=9)
+    save(figure, path)
     plt.close(figure)
 
 
 def about() -> dict[str, str]:
     """Versions and hardware, asked of a process of its own: this one imports no torch."""
     code = (
-        "import json, cases, transformers; "
+        "import json, transformers; from benchmarks import cases; "
         "print(json.dumps(cases.environment() | {'transformers': transformers.__version__}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -362,16 +362,13 @@ def report(
         text += "Fresh memory could not be made to hold garbage here: what nobody writes may have looked right.\n"
     text += hardware + "\n"
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         content = {"environment": environment, "device": args.device, "rounds": rounds, "models": results}
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(args.json, content)
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
         args.markdown.write_text(text)
     if args.picture:
-        keys = ("cpu", "threads", "torch", "transformers", "device")
-        hardware = ", ".join(f"{k} {environment[k]}" for k in keys if k in environment)
-        draw(results, hardware + ", small models: no measurement" * args.tiny, args.picture)
+        draw(results, environment, args.picture, "small models: no measurement" if args.tiny else "")
     return text
 
 

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import Case, Contestant, alternate, cases, contestants
-from models import MODELS
 
 import torch_fastinit as fastinit
+from benchmarks.cases import Case, Contestant, alternate, cases, contestants
+from benchmarks.models import MODELS
 from torch_fastinit import backend
 from torch_fastinit.initializers import Normal
 from torch_fastinit.ops import Fill, fill
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 
 #: Called with what is measured next.
 Note = Callable[[str], None]
@@ -245,10 +245,10 @@ def of_models(rounds: int, tiny: bool, note: Note) -> list[Row]:
         note(f"{model} {dtype}, memory warm")
         size = ["--tiny"] * tiny
         threads = str(torch.get_num_threads())
-        row = _child("sweeps.py", model, dtype, "--rounds", str(rounds), "--threads", threads, *size)
+        row = _child("sweeps", model, dtype, "--rounds", str(rounds), "--threads", threads, *size)
         for how in ("from_config", "fastinit"):
             note(f"{model} {dtype}, peak memory, {how}")
-            run = _child("one_model.py", model, how, dtype, "--threads", threads, *size, environment={})
+            run = _child("one_model", model, how, dtype, "--threads", threads, *size, environment={})
             row["beyond"][how] = run["peak"] - run["bytes"]
             row |= {"bytes": run["bytes"], "parameters": run["parameters"]}
         rows.append(row)
@@ -267,7 +267,7 @@ def by_pages(rounds: int, tiny: bool, note: Note) -> list[Row]:
         for n in range(rounds):
             for wish, taken in seconds.items():
                 note(f"{model} {dtype}, new memory, huge pages {wish}, round {n + 1}")
-                run = _child("one_model.py", *arguments, environment={"FASTINIT_HUGE_PAGES": wish})
+                run = _child("one_model", *arguments, environment={"FASTINIT_HUGE_PAGES": wish})
                 taken.append(run["seconds"]["fill"])
         rows.append(
             {"model": MODELS[model].title, "dtype": dtype, "bytes": run["bytes"], "huge pages": seconds}
@@ -276,9 +276,9 @@ def by_pages(rounds: int, tiny: bool, note: Note) -> list[Row]:
     return rows
 
 
-def _child(script: str, *arguments: str, environment: dict[str, str] = KEEP_MEMORY) -> Row:
-    command = [sys.executable, str(HERE / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+def _child(module: str, *arguments: str, environment: dict[str, str] = KEEP_MEMORY) -> Row:
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, cwd=ROOT)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-from agreement import differences  # noqa: E402
+from benchmarks.agreement import differences
+
+ROOT = Path(__file__).resolve().parent.parent
 
 TITLES = {"gpt2": "GPT-2, float32", "llama": "Llama shape, bfloat16"}
 DTYPES = {"gpt2": "float32", "llama": "bfloat16"}
@@ -37,9 +37,9 @@ MEMORY_ALLOWANCE = 100e6
 def measure(model: str, how: str, seed: int, *, tiny: bool, describe: bool) -> dict[str, Any]:
     """One build in a process of its own."""
     way = "from_config" if how == "eager" else how
-    command = [sys.executable, str(BENCHMARKS / "one_model.py"), model, way, DTYPES[model], "--seed", str(seed)]
+    command = [sys.executable, "-m", "benchmarks.one_model", model, way, DTYPES[model], "--seed", str(seed)]
     command += ["--tiny"] * tiny + ["--describe"] * describe
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
     run = json.loads(done.stdout.splitlines()[-1])

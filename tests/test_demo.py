@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import agreement, observe
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def demo() -> Any:
     """What the demo measures and checks with."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import agreement
-        import observe
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
 
     class Demo:
         describe = staticmethod(observe.describe)
@@ -42,8 +39,9 @@ def build(seed: int) -> torch.nn.Module:
 
 
 def test_demo_runs_and_finds_the_models_equal(tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "examples" / "demo.py", "--quick", "--model", "gpt2", "--json", "medians.json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, "-m", "examples.demo", "--quick", "--model", "gpt2", "--json", "medians.json"]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "speed-up" in done.stdout
     assert "checked: 29 tensors" in done.stdout

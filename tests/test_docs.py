@@ -65,3 +65,8 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://|mailto:|#)([^)#\s]+)", prose)
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("**/*.svg")), ids=lambda p: p.name)
+def test_pictures_are_small(picture: Path) -> None:
+    assert picture.stat().st_size <= 30_000

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks import gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_dry_run_goes_through_everything(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), str(tmp_path), "--dry"]
-    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--dry"]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    out = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert [e["differ"] for e in report["equality"]] == [[]] * len(report["equality"])
@@ -26,11 +30,6 @@ def test_dry_run_goes_through_everything(tmp_path: Path) -> None:
 
 
 def test_the_llama_shapes_are_those_of_the_model() -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import gpu
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
     shapes = gpu.llama_8b()
     parameters = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes)
     assert len(shapes) == 291

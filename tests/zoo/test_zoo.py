@@ -1,10 +1,12 @@
-"""The part of the zoo that runs with the test suite; `python tests/zoo/zoo.py` runs all of it."""
+"""The part of the zoo that runs with the test suite; `make zoo` runs all of it."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from zoo import shrink, zoo
@@ -48,8 +50,9 @@ def test_what_is_not_equal_is_found(architectures):
 
 def test_table_and_resumption(tmp_path):
     results, page = tmp_path / "zoo.jsonl", tmp_path / "zoo.md"
-    command = [sys.executable, zoo.__file__, "esm", "dinat", "--results", str(results), "--markdown", str(page)]
-    done = subprocess.run([*command, "--jobs", "2"], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "zoo.zoo", "esm", "dinat", "--results", str(results), "--markdown", str(page)]
+    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parent.parent))
+    done = subprocess.run([*command, "--jobs", "2"], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     assert {line["name"]: bool(line["skipped"]) for line in lines} == {"dinat": True, "esm": False}
@@ -59,5 +62,5 @@ def test_table_and_resumption(tmp_path):
     before = results.read_text(), page.read_text()
     with results.open("a") as file:
         print('{"name": "esm", "par', end="", file=file)  # it was interrupted here
-    assert zoo.main([*command[2:], "--resume"]) == 0
+    assert zoo.main([*command[3:], "--resume"]) == 0
     assert (results.read_text(), page.read_text()) == before

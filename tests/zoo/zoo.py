@@ -1,6 +1,7 @@
 """Every architecture that the installed transformers can build small, compared with eager construction.
 
-`python tests/zoo/zoo.py` runs them all, with a progress bar and a table; names as arguments run those alone.
+`make zoo`, which is `PYTHONPATH=tests python -m zoo.zoo`, runs them all, with a progress bar and a table; names as
+arguments run those alone.
 Nothing is downloaded: configurations are made in code and shrunk until a model has at most 40 million parameters.
 """
 
@@ -27,12 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from comparison import check_like_eager
-from shrink import Found, find
+from zoo.shrink import Found, find
 
 import torch_fastinit as fastinit
 
