@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from torch_fastinit import init
+from torch_fastinit import orthogonal
 from torch_fastinit.generators import get_state, is_default, private_state, states
 from torch_fastinit.orthogonal import QR_DTYPE
 from torch_fastinit.recorder import record, recording
@@ -70,7 +70,7 @@ trunc_normal_ = _clone(torch.nn.init._no_grad_trunc_normal_)
 sparse_ = _clone(torch.nn.init.sparse_)
 dirac_ = _clone(torch.nn.init.dirac_)
 orthogonal_ = _clone(torch.nn.init.orthogonal_)
-_own_orthogonal_ = _clone(init.orthogonal_)
+_own_orthogonal_ = _clone(orthogonal.orthogonal_)
 #: Both write the same matrix when their draw is one of the stream (docs/stream.md, section 12).
 ORTHOGONAL = frozenset({orthogonal_, _own_orthogonal_})
 manual_seed = _clone(torch.random.manual_seed)
@@ -424,7 +424,7 @@ _INTERCEPTED: dict[str, tuple[Any, Callable[..., Any]]] = {
     "sparse_": (torch.nn.init.sparse_, _sparse),
     "dirac_": (torch.nn.init.dirac_, _dirac),
     "orthogonal_": (torch.nn.init.orthogonal_, _orthogonal),
-    "fastinit.init.orthogonal_": (init.orthogonal_, _own_orthogonal),
+    "fastinit.orthogonal.orthogonal_": (orthogonal.orthogonal_, _own_orthogonal),
     "Parameter": (torch.nn.Parameter.__new__, _parameter),
     "UninitializedParameter": (UninitializedParameter.__new__, _uninitialized_parameter),
     "UninitializedBuffer": (UninitializedBuffer.__new__, _uninitialized_buffer),

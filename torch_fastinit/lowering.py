@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 
+from torch_fastinit.codes import MAX_STEPS, Kind, Op
 from torch_fastinit.initializers import (
-    MAX_STEPS,
     Constant,
     Dirac,
     Eye,
     Initializer,
-    Kind,
     Normal,
-    Op,
     Program,
     Sparse,
     Step,

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit.initializers import Initializer, Op, Program
+from torch_fastinit.codes import Op
+from torch_fastinit.initializers import Initializer, Program
 from torch_fastinit.lowering import FillStep, cast_step, fill_steps, lowered, short_name
 from torch_fastinit.meta import stand_in
 from torch_fastinit.replay import closure, outside
