@@ -9,7 +9,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 STAMPS  := $(VENV)/.stamps
 
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.h tests/cuda_shim/* tests/emulated/*)
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.cuh csrc/*.h csrc/*/*.h tests/*.h tests/cuda_shim/* tests/emulated/*)
 
 .PHONY: help demo test no-aarch64 zoo bench startup lint format build clean
 .DELETE_ON_ERROR:

@@ -1,6 +1,7 @@
 // The Python module torch_fastinit._C.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <structmember.h>
 
 #include <memory>
 #include <utility>
@@ -15,6 +16,7 @@ namespace py = pybind11;
 
 namespace {
 
+using fastinit::Description;
 using fastinit::DType;
 using fastinit::Fill;
 using fastinit::Kind;
@@ -96,41 +98,91 @@ py::dict describe(const Fill& fill) {
   return out;
 }
 
-// ---- a batch, from Python to C++: by hand, since the lists of pybind11 take several times as long -----------------
-
-int64_t number(PyObject* item, int64_t) { return PyLong_AsLongLong(item); }
-double number(PyObject* item, double) { return PyFloat_AsDouble(item); }
-
-template <class T>
-T number(PyObject* item) {
-  const T value = number(item, T{});
-  if (value == T{-1} && PyErr_Occurred()) throw py::error_already_set();
-  return value;
-}
+// ---- a fill, from Python to C++: by hand, since the casts of pybind11 take several times as long ------------------
 
 py::object owned(PyObject* object) {
   if (object == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(object);
 }
 
-// Calls `use` with every item of a list or tuple.
-template <class Use>
-void each(py::handle list, const Use& use) {
-  if (PyTuple_Check(list.ptr())) {
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(list.ptr()); ++i) use(PyTuple_GET_ITEM(list.ptr(), i));
-  } else if (PyList_Check(list.ptr())) {
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list.ptr()); ++i) use(PyList_GET_ITEM(list.ptr(), i));
-  } else {
-    throw py::type_error("a batch is made of lists and tuples");
+// The name of an attribute, and where it lies in objects of the class that had it last: the attributes of fills and
+// initializers are slots, and to read them where they lie takes a fraction of the time that a look-up does.
+class Name {
+ public:
+  explicit Name(const char* name) : name_(PyUnicode_InternFromString(name)) {}
+  PyObject* ptr() const { return name_; }
+
+  py::object of(PyObject* object) {
+    if (Py_TYPE(object) != class_) find(Py_TYPE(object));
+    if (offset_ > 0) {
+      PyObject* const value = *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset_);
+      if (value != nullptr) return py::reinterpret_borrow<py::object>(value);
+    }
+    return owned(PyObject_GetAttr(object, name_));
   }
+  py::object of(const py::object& object) { return of(object.ptr()); }
+
+ private:
+  void find(PyTypeObject* type) {
+    Py_INCREF(type);
+    Py_XDECREF(class_);
+    class_ = type;
+    offset_ = 0;
+    const py::object found = py::getattr(reinterpret_cast<PyObject*>(type), name_, py::none());
+    if (Py_TYPE(found.ptr()) != &PyMemberDescr_Type) return;
+    const PyMemberDef* member = reinterpret_cast<PyMemberDescrObject*>(found.ptr())->d_member;
+    if (member->type == T_OBJECT_EX) offset_ = member->offset;
+  }
+
+  PyObject* const name_;
+  PyTypeObject* class_ = nullptr;
+  Py_ssize_t offset_ = 0;
+};
+
+struct Names {
+  // Of a Fill, a Region, an initializer, a Step, a tensor.
+  Name tensor{"tensor"}, initializer{"initializer"}, seed{"seed"}, stream{"stream"}, region{"region"}, second{"second"};
+  Name shape{"shape"}, offsets{"offsets"};
+  Name kind{"kind"}, steps{"steps"}, draw{"draw"}, drawn{"dtype"}, words{"words"}, offset{"offset"};
+  Name op{"op"}, operand{"operand"}, dtype{"dtype"};
+  Name data_ptr{"data_ptr"}, element_size{"element_size"}, stride{"stride"}, tensor_shape{"shape"},
+      tensor_dtype{"dtype"};
+  // The parameters of each kind, in the order in which lower.cpp takes them.
+  std::vector<Name> params[8] = {{},                                                 // bits
+                                 {},                                                 // constant
+                                 {Name("a"), Name("b")},                             // uniform
+                                 {Name("mean"), Name("std")},                        // normal
+                                 {Name("mean"), Name("std"), Name("a"), Name("b")},  // truncated_normal
+                                 {Name("sparsity"), Name("std")},                    // sparse
+                                 {},                                                 // eye
+                                 {Name("groups")}};                                  // dirac
+};
+
+Names& names() {
+  static Names& all = *new Names;  // never taken down: Python is gone by then
+  return all;
+}
+
+py::object call(const py::object& of, const Name& name) {
+  return owned(PyObject_CallMethodNoArgs(of.ptr(), name.ptr()));
 }
 
 template <class T>
-std::vector<T> numbers(py::handle list) {
-  std::vector<T> all;
-  all.reserve(py::len(list));
-  each(list, [&](PyObject* item) { all.push_back(number<T>(item)); });
-  return all;
+T checked(T value) {
+  if (value == static_cast<T>(-1) && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+int64_t integer(PyObject* object) { return checked<int64_t>(PyLong_AsLongLong(object)); }
+double real(const py::object& object) { return checked<double>(PyFloat_AsDouble(object.ptr())); }
+// Any integer modulo 2^64.
+uint64_t word(PyObject* object) { return checked<uint64_t>(PyLong_AsUnsignedLongLongMask(object)); }
+uint64_t word(const py::object& object) { return word(object.ptr()); }
+
+void integers(const py::object& tuple, std::vector<int64_t>& to) {
+  if (!PyTuple_Check(tuple.ptr())) throw py::type_error("sizes, strides and offsets are tuples");
+  to.clear();
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple.ptr()); ++i)
+    to.push_back(integer(PyTuple_GET_ITEM(tuple.ptr(), i)));
 }
 
 // An expanded tensor: two of its elements would be one place in memory. Raises what torch does.
@@ -143,66 +195,178 @@ std::vector<T> numbers(py::handle list) {
   throw py::error_already_set();
 }
 
-// Appends a tensor's address, dtype code, dimensions, sizes and strides. `codes` is a dictionary from dtypes; a dtype
-// that it lacks is one of so many bytes.
-void add_layout(std::vector<int64_t>& rows, PyObject* tensor, PyObject* codes) {
-  static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
-  static PyObject* const dtype = PyUnicode_InternFromString("dtype");
-  static PyObject* const element_size = PyUnicode_InternFromString("element_size");
-  static PyObject* const shape = PyUnicode_InternFromString("shape");
-  static PyObject* const stride = PyUnicode_InternFromString("stride");
-  rows.push_back(number<int64_t>(owned(PyObject_CallMethodNoArgs(tensor, data_ptr)).ptr()));
-  PyObject* const code = PyDict_GetItemWithError(codes, owned(PyObject_GetAttr(tensor, dtype)).ptr());
-  if (code == nullptr && PyErr_Occurred()) throw py::error_already_set();
-  rows.push_back(code != nullptr ? number<int64_t>(code)
-                                 : static_cast<int64_t>(DType::opaque) +
-                                       number<int64_t>(owned(PyObject_CallMethodNoArgs(tensor, element_size)).ptr()));
-  const py::object sizes = owned(PyObject_GetAttr(tensor, shape));
-  const py::object strides = owned(PyObject_CallMethodNoArgs(tensor, stride));
-  const size_t dims = py::len(sizes), first = rows.size() + 1;
-  rows.push_back(static_cast<int64_t>(dims));
-  each(sizes, [&](PyObject* size) { rows.push_back(number<int64_t>(size)); });
-  each(strides, [&](PyObject* size) { rows.push_back(number<int64_t>(size)); });
-  bool repeats = false, empty = false;
-  for (size_t d = first; d < first + dims; ++d) {
-    repeats = repeats || (rows[d] > 1 && rows[d + dims] == 0);
-    empty = empty || rows[d] == 0;
+// Reads fills (torch_fastinit/ops.py), which were made ready there, from an iterable.
+class Reader {
+ public:
+  // `codes` is a dictionary from dtypes; a dtype that it lacks is one of so many bytes.
+  Reader(PyObject* fills, PyObject* codes) : codes_(codes), fills_(owned(PyObject_GetIter(fills))) {}
+
+  // Appends up to `most` of them, and their tensors. False if there are no more.
+  bool read(size_t most, std::vector<Fill>& to, std::vector<py::object>& tensors) {
+    for (size_t n = 0; n < most; ++n) {
+      const py::object fill = py::reinterpret_steal<py::object>(PyIter_Next(fills_.ptr()));
+      if (!fill) {
+        if (PyErr_Occurred()) throw py::error_already_set();
+        return false;
+      }
+      tensors.push_back(names().tensor.of(fill));
+      read_tensor(tensors.back());
+      read_values(fill);
+      lower(fill_, to);
+      ++fill_.tensor;
+    }
+    return true;
   }
-  if (repeats && !empty) refuse_overlap(sizes, strides);
-}
 
-std::vector<int64_t> layouts(py::handle tensors, py::handle codes) {
-  std::vector<int64_t> rows;
-  rows.reserve(8 * py::len(tensors));
-  each(tensors, [&](PyObject* tensor) { add_layout(rows, tensor, codes.ptr()); });
-  return rows;
-}
+ private:
+  int64_t code_of(const py::object& dtype, int64_t otherwise) {
+    PyObject* const code = PyDict_GetItemWithError(codes_, dtype.ptr());
+    if (code != nullptr) return integer(code);
+    if (PyErr_Occurred()) throw py::error_already_set();
+    return otherwise;
+  }
 
-// `tensors` are tensors, or what `layouts` gives if there is no dictionary.
-std::vector<Fill> lower(py::handle tensors, py::handle codes, py::handle recipe, py::handle params) {
-  return fastinit::lower(codes.is_none() ? numbers<int64_t>(tensors) : layouts(tensors, codes),
-                         numbers<int64_t>(recipe), numbers<double>(params));
-}
+  void read_tensor(const py::object& tensor) {
+    Names& n = names();
+    fill_.address = integer(call(tensor, n.data_ptr).ptr());
+    fill_.dtype = code_of(n.tensor_dtype.of(tensor), -1);
+    if (fill_.dtype < 0)
+      fill_.dtype = static_cast<int64_t>(DType::opaque) + integer(call(tensor, n.element_size).ptr());
+    const py::object shape = n.tensor_shape.of(tensor), strides = call(tensor, n.stride);
+    integers(shape, fill_.sizes);
+    integers(strides, fill_.strides);
+    bool repeats = false, empty = false;
+    for (size_t d = 0; d < fill_.sizes.size() && d < fill_.strides.size(); ++d) {
+      repeats = repeats || (fill_.sizes[d] > 1 && fill_.strides[d] == 0);
+      empty = empty || fill_.sizes[d] == 0;
+    }
+    if (repeats && !empty) refuse_overlap(shape, strides);
+  }
+
+  void read_values(const py::object& fill) {
+    Names& n = names();
+    fill_.seed = word(n.seed.of(fill));
+    fill_.stream = word(n.stream.of(fill));
+    const py::object region = n.region.of(fill);
+    fill_.has_region = !region.is_none();
+    if (fill_.has_region) {
+      integers(n.shape.of(region), fill_.shape);
+      integers(n.offsets.of(region), fill_.offsets);
+    }
+    py::object initializer = n.initializer.of(fill);
+    const py::object steps = n.steps.of(initializer);
+    fill_.steps.clear();
+    if (py::len(steps) > 0) {
+      fill_.drawn = code_of(n.drawn.of(initializer), -1);
+      for (const py::handle step : steps) read_step(py::reinterpret_borrow<py::object>(step));
+      initializer = n.draw.of(initializer);
+    }
+    fill_.kind = integer(n.kind.of(initializer).ptr());
+    if (fill_.kind < 0 || fill_.kind >= 8) return;  // lower() refuses it
+    double* param = fill_.params;
+    for (Name& name : n.params[fill_.kind]) *param++ = real(name.of(initializer));
+    switch (static_cast<Kind>(fill_.kind)) {
+      case Kind::bits: {
+        const py::object offset = n.offset.of(initializer);
+        fill_.offset_low = word(offset);
+        fill_.offset_high = word(offset >> py::int_(64));
+        break;
+      }
+      case Kind::constant: {
+        const py::tuple words = n.words.of(initializer);
+        for (size_t i = 0; i < 2; ++i) fill_.words[i] = word(py::object(words[i]));
+        break;
+      }
+      case Kind::sparse: {
+        const py::object second = n.second.of(fill);
+        if (second.is_none()) throw std::invalid_argument("malformed fill: sparse without its second stream");
+        fill_.second = word(second);
+        break;
+      }
+      default:
+        break;
+    }
+  }
+
+  void read_step(const py::object& step) {
+    Names& n = names();
+    fill_.steps.push_back({integer(n.op.of(step).ptr()), code_of(n.dtype.of(step), -1), real(n.operand.of(step))});
+  }
+
+  PyObject* const codes_;
+  const py::object fills_;
+  Description fill_;  // used again for each, since its lists have memory by then
+};
 
 // A batch of fewer elements keeps the GIL: to let go of it and take it again would cost as much as to fill them.
 constexpr int64_t kElementsWithGil = 1 << 12;
 
 int as_threads(int64_t threads) { return threads > 1 << 20 ? 1 << 20 : threads < 1 ? 1 : static_cast<int>(threads); }
 
-// fill_cpu(tensors, codes, recipe, params, threads) for CPython itself: pybind11's calls take as long as a small fill.
-PyObject* fill_cpu(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  try {
-    if (count != 5) throw py::type_error("fill_cpu takes tensors, codes, recipe, params and threads");
-    std::vector<Fill> fills = lower(args[0], args[1], args[2], args[3]);
-    const int threads = as_threads(number<int64_t>(args[4]));
-    int64_t elements = 0;
-    for (const Fill& fill : fills) elements += fill.numel();
-    if (elements < kElementsWithGil) {
-      fastinit::fill_cpu(std::move(fills), threads);
-    } else {
+bool as_bool(PyObject* object) { return checked<int>(PyObject_IsTrue(object)) != 0; }
+
+// Chunk size, and chunks in flight while Python describes the next.
+constexpr size_t kChunk = 256, kInFlight = 4;
+
+// Chunks that other threads have begun. They are finished, and their tensors held until then, whatever happens.
+class InFlight {
+ public:
+  InFlight(int threads, bool fresh, bool huge_pages) : threads_(threads), fresh_(fresh), huge_pages_(huge_pages) {}
+  ~InFlight() { finish(); }
+  InFlight(const InFlight&) = delete;
+  InFlight& operator=(const InFlight&) = delete;
+
+  bool empty() const { return chunks_.empty(); }
+  void begin(std::vector<Fill> fills, std::vector<py::object> tensors) {
+    if (chunks_.size() == kInFlight) finish_first();
+    if (huge_pages_) fastinit::ask_for_huge_pages(fills);
+    chunks_.push_back({std::move(tensors), std::make_unique<fastinit::Batch>(std::move(fills), threads_, fresh_)});
+  }
+  void finish() {
+    while (!empty()) finish_first();
+  }
+
+ private:
+  struct Chunk {
+    std::vector<py::object> tensors;
+    std::unique_ptr<fastinit::Batch> batch;
+  };
+
+  void finish_first() {
+    {
       const py::gil_scoped_release release;
-      fastinit::fill_cpu(std::move(fills), threads);
+      chunks_.front().batch->finish();
     }
+    chunks_.erase(chunks_.begin());
+  }
+
+  const int threads_;
+  const bool fresh_, huge_pages_;
+  std::vector<Chunk> chunks_;  // the oldest first
+};
+
+void fill_cpu(PyObject* fills, PyObject* codes, int threads, bool fresh, bool huge_pages) {
+  Reader reader(fills, codes);
+  InFlight in_flight(threads, fresh, huge_pages);
+  for (bool more = true; more;) {
+    std::vector<Fill> chunk;
+    std::vector<py::object> tensors;
+    more = reader.read(kChunk, chunk, tensors);
+    if (!more && in_flight.empty()) {
+      int64_t elements = 0;
+      for (const Fill& fill : chunk) elements += fill.numel();
+      if (elements < kElementsWithGil) return fastinit::fill_here(chunk);
+    }
+    in_flight.begin(std::move(chunk), std::move(tensors));
+  }
+  in_flight.finish();
+}
+
+// fill_cpu(fills, codes, threads, fresh, huge_pages) for CPython itself: pybind11's calls take as long as a small fill.
+PyObject* fill_cpu_python(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  try {
+    if (count != 5) throw py::type_error("fill_cpu takes fills, codes, threads, fresh and huge_pages");
+    fill_cpu(args[0], args[1], as_threads(integer(args[2])), as_bool(args[3]), as_bool(args[4]));
     Py_RETURN_NONE;
   } catch (py::error_already_set& error) {
     error.restore();
@@ -218,47 +382,38 @@ PyObject* fill_cpu(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return nullptr;
 }
 
-PyMethodDef kFillCpu = {"fill_cpu", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fill_cpu)),
-                        METH_FASTCALL, "Run a batch of fills (see torch_fastinit/ops.py for its form)."};
+PyMethodDef kFillCpu = {"fill_cpu", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fill_cpu_python)),
+                        METH_FASTCALL, "Run fills (torch_fastinit/ops.py, made ready there)."};
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled backends of torch_fastinit.";
-  m.def("layouts", &layouts, py::arg("tensors"), py::arg("codes"),
-        "Address, dtype code and layout of each tensor, as one flat list; `codes` is a dictionary from dtypes.");
   m.attr("fill_cpu") = owned(PyCFunction_New(&kFillCpu, nullptr));
-  // The tensors' memory has to be there until it is finished, which it also is when this object goes.
-  py::class_<fastinit::Batch>(m, "BatchOnCpu", "A batch of fills that other threads have begun.")
-      .def(py::init([](py::handle tensors, py::handle codes, py::handle recipe, py::handle params, int64_t threads,
-                       bool huge_pages) {
-             std::vector<Fill> fills = lower(tensors, codes, recipe, params);
-             if (huge_pages) fastinit::ask_for_huge_pages(fills);
-             return std::make_unique<fastinit::Batch>(std::move(fills), as_threads(threads), true);
-           }),
-           py::arg("tensors"), py::arg("codes"), py::arg("recipe"), py::arg("params"), py::arg("threads"),
-           py::arg("huge_pages"))
-      .def("finish", &fastinit::Batch::finish, py::call_guard<py::gil_scoped_release>(),
-           "Take part in what is left of it, without the GIL, and wait for the other threads.");
   m.def(
       "lowered",
-      [](py::handle tensors, py::handle codes, py::handle recipe, py::handle params) {
-        py::list all;
-        for (const Fill& fill : lower(tensors, codes, recipe, params)) all.append(describe(fill));
-        return all;
+      [](py::handle fills, py::handle codes) {
+        std::vector<Fill> all;
+        std::vector<py::object> tensors;
+        Reader(fills.ptr(), codes.ptr()).read(SIZE_MAX, all, tensors);
+        py::list described;
+        for (const Fill& fill : all) described.append(describe(fill));
+        return described;
       },
-      py::arg("tensors"), py::arg("codes"), py::arg("recipe"), py::arg("params"),
-      "The fills of a batch with their layouts merged and every constant derived, as csrc/fill.h has them.");
+      py::arg("fills"), py::arg("codes"),
+      "The fills with their layouts merged and every constant derived, as csrc/fill.h has them.");
 #ifdef FASTINIT_CUDA
   m.def(
       "fill_cuda",
-      [](py::handle tensors, py::handle codes, py::handle recipe, py::handle params, int device, uintptr_t stream) {
-        const std::vector<Fill> fills = lower(tensors, codes, recipe, params);
+      [](py::handle fills, py::handle codes, int device, uintptr_t stream) {
+        std::vector<Fill> all;
+        std::vector<py::object> tensors;
+        Reader(fills.ptr(), codes.ptr()).read(SIZE_MAX, all, tensors);
         const py::gil_scoped_release release;
-        fastinit::fill_cuda(fills, device, stream);
+        fastinit::fill_cuda(all, device, stream);
       },
-      py::arg("tensors"), py::arg("codes"), py::arg("recipe"), py::arg("params"), py::arg("device"), py::arg("stream"),
-      "Enqueue a batch of fills on a CUDA stream, without the GIL.");
+      py::arg("fills"), py::arg("codes"), py::arg("device"), py::arg("stream"),
+      "Enqueue fills on a CUDA stream, without the GIL.");
   m.def("cuda_error", &fastinit::cuda_error, "Why this machine cannot run the CUDA kernels; empty if it can.");
   m.def("has_cuda", [] { return true; }, "Whether this build has CUDA kernels.");
 #else

@@ -77,6 +77,10 @@ constexpr int64_t kThreadElements = 1 << 16;
 
 int64_t length_of(const Fill& fill) { return fill.kind == Kind::sparse ? fill.sizes[1] : fill.numel(); }
 
+void run(const Kernels& kernels, const Fill& fill, int64_t begin, int64_t end) {
+  (fill.kind == Kind::sparse ? kernels.sparse_columns : kernels.range)(fill, begin, end);
+}
+
 std::vector<Piece> pieces(const std::vector<Fill>& fills, int threads, int64_t elements) {
   const Fill *next = fills.data(), *const end = next + fills.size();
   if (threads == 1 && fills.size() != 1) return {{next, end, 0, 0}};
@@ -134,7 +138,7 @@ struct Batch::Job {
       const Piece& p = work[i];
       for (const Fill* fill = p.first; fill != p.last; ++fill) {
         const int64_t end = p.last - p.first == 1 ? p.end : length_of(*fill);
-        (fill->kind == Kind::sparse ? kernels.sparse_columns : kernels.range)(*fill, p.begin, end);
+        fastinit::run(kernels, *fill, p.begin, end);
       }
     }
   }
@@ -142,8 +146,9 @@ struct Batch::Job {
   const Kernels& kernels;
   std::vector<Fill> fills;
   std::vector<Piece> work;
-  int wanted, running = 0;                  // helpers that it could still use; that are at it
-  alignas(64) std::atomic<size_t> next{0};  // away from what is only read
+  int wanted, running = 0;      // helpers that it could still use; that are at it
+  char apart[64];               // what follows is written, what lies above only read
+  std::atomic<size_t> next{0};  // of the work
 };
 
 // Threads that are there from one call to the next: to wake one takes a few microseconds, to start one tens, and on a
@@ -243,7 +248,11 @@ void Batch::finish() {
 
 Batch::~Batch() { finish(); }
 
-void fill_cpu(std::vector<Fill> fills, int threads) { Batch(std::move(fills), threads, false).finish(); }
+void fill_here(const std::vector<Fill>& fills) {
+  const DefaultFloatingPoint guard;
+  const Kernels& kernels = *chosen.load();
+  for (const Fill& fill : fills) run(kernels, fill, 0, length_of(fill));
+}
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;

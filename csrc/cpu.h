@@ -28,8 +28,8 @@ class Batch {
   Helpers* helpers_ = nullptr;
 };
 
-// A batch from its beginning to its end, in memory that may be anyone's.
-void fill_cpu(std::vector<Fill> fills, int threads);
+// A batch that is too small for any of that: on the caller's thread alone.
+void fill_here(const std::vector<Fill>& fills);
 
 // Asks the system for huge pages where these fills will be the first to touch memory.
 void ask_for_huge_pages(const std::vector<Fill>& fills);

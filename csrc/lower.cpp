@@ -253,53 +253,40 @@ void merge(std::vector<int64_t>& sizes, std::vector<int64_t>& strides, std::vect
 }
 
 // Appends `fill` over this layout; more than kMaxDims dimensions become several fills.
-void append(std::vector<Fill>& out, Fill fill, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
-            const std::vector<int64_t>& jumps) {
+void append(std::vector<Fill>& out, const Fill& fill, const std::vector<int64_t>& sizes,
+            const std::vector<int64_t>& strides, const std::vector<int64_t>& jumps) {
   if (sizes.size() > kMaxDims) {
     const std::vector<int64_t> inner(sizes.begin() + 1, sizes.end()), inner_strides(strides.begin() + 1, strides.end()),
         inner_jumps(jumps.begin() + 1, jumps.end());
+    Fill part = fill;
     for (int64_t i = 0; i < sizes[0]; ++i) {
-      append(out, fill, inner, inner_strides, inner_jumps);
-      fill.data += strides[0] * fill.item_size;
-      fill.first += static_cast<uint64_t>(jumps[0]);
+      append(out, part, inner, inner_strides, inner_jumps);
+      part.data += strides[0] * fill.item_size;
+      part.first += static_cast<uint64_t>(jumps[0]);
     }
     return;
   }
-  fill.dims = static_cast<int32_t>(sizes.size());
-  for (size_t d = 0; d < sizes.size(); ++d) {
-    fill.sizes[d] = sizes[d];
-    fill.strides[d] = strides[d];
-    fill.jumps[d] = jumps[d];
-  }
   out.push_back(fill);
+  Fill& made = out.back();
+  made.dims = static_cast<int32_t>(sizes.size());
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    made.sizes[d] = sizes[d];
+    made.strides[d] = strides[d];
+    made.jumps[d] = jumps[d];
+  }
 }
 
 bool is_float(DType dtype) { return dtype >= DType::f32 && dtype <= DType::e5m2; }
 
-[[noreturn]] void malformed(const char* what) { throw std::invalid_argument(std::string("malformed batch: ") + what); }
+[[noreturn]] void malformed(const char* what) { throw std::invalid_argument(std::string("malformed fill: ") + what); }
 
-// Reads a flat list from its front.
-template <class T>
-class Reader {
- public:
-  explicit Reader(const std::vector<T>& list) : at_(list.data()), end_(list.data() + list.size()) {}
-  bool done() const { return at_ == end_; }
-  T next() {
-    if (done()) malformed("a list is too short");
-    return *at_++;
-  }
-  std::vector<T> take(int64_t n) {
-    if (n < 0 || n > end_ - at_) malformed("a list is too short");
-    at_ += n;
-    return std::vector<T>(at_ - n, at_);
-  }
+DType dtype_of(int64_t code) {
+  if (code < 0 || code > static_cast<int64_t>(DType::opaque) + 16) malformed("an unknown dtype");
+  return static_cast<DType>(code);
+}
 
- private:
-  const T *at_, *end_;
-};
-
-int item_size_of(int64_t dtype) {
-  switch (static_cast<DType>(dtype)) {
+int item_size_of(DType dtype) {
+  switch (dtype) {
     case DType::f32:
     case DType::i32:
       return 4;
@@ -314,13 +301,13 @@ int item_size_of(int64_t dtype) {
     default:
       break;
   }
-  const int64_t size = dtype - static_cast<int64_t>(DType::opaque);
+  const int size = static_cast<int>(dtype) - static_cast<int>(DType::opaque);
   if (size != 1 && size != 2 && size != 4 && size != 8 && size != 16) malformed("an unknown dtype");
-  return static_cast<int>(size);
+  return size;
 }
 
-// What is done after the draw of a dtype: its rounding, and what `how` and `numbers` hold next.
-void read_program(Fill& fill, DType drawn, int64_t steps, Reader<int64_t>& how, Reader<double>& numbers) {
+// What is done after the draw of a dtype: its rounding, and the steps.
+void add_program(Fill& fill, DType drawn, const std::vector<Description::Step>& steps) {
   const auto add = [&](Step step) {
     if (fill.steps == kMaxSteps) malformed("too many steps");
     if (!is_float(step.dtype) || (step.dtype == DType::f64) != (fill.dtype == DType::f64)) {
@@ -331,16 +318,16 @@ void read_program(Fill& fill, DType drawn, int64_t steps, Reader<int64_t>& how, 
   Step step{};
   step.dtype = drawn;
   if (drawn == DType::f16 || drawn == DType::bf16 || drawn == DType::e4m3 || drawn == DType::e5m2) add(step);
-  for (int64_t s = 0; s < steps; ++s) {
-    const int64_t op = how.next();
-    if (op < static_cast<int64_t>(Op::cast) || op > static_cast<int64_t>(Op::div)) malformed("an unknown operation");
-    step.op = static_cast<Op>(op);
-    step.dtype = static_cast<DType>(how.next());
-    const double operand = numbers.next();
+  for (const Description::Step& asked : steps) {
+    if (asked.op < static_cast<int64_t>(Op::cast) || asked.op > static_cast<int64_t>(Op::div)) {
+      malformed("an unknown operation");
+    }
+    step.op = static_cast<Op>(asked.op);
+    step.dtype = dtype_of(asked.dtype);
     if (step.dtype == DType::f64) {
-      step.f64 = operand;
+      step.f64 = asked.operand;
     } else {
-      step.f32 = static_cast<float>(operand);
+      step.f32 = static_cast<float>(asked.operand);
     }
     add(step);
   }
@@ -378,27 +365,21 @@ void run_on_constant(Fill& fill, DType drawn) {
   fill.steps = 0;
 }
 
-// 64 bits that travel as two doubles of 32 bits each, low first.
-uint64_t word_of(double low, double high) {
-  constexpr double kEnd = 0x1p32;
-  if (!(low >= 0.0 && low < kEnd && high >= 0.0 && high < kEnd)) malformed("half of a word is not one of 32 bits");
-  return static_cast<uint64_t>(high) << 32 | static_cast<uint64_t>(low);
-}
-
-void lower_eye_or_dirac(Fill& fill, const std::vector<int64_t>& shape, const std::vector<double>& p) {
+void lower_eye_or_dirac(Fill& fill, const std::vector<int64_t>& shape, double groups_wanted) {
   Diagonals c{};
   if (fill.kind == Kind::eye) {
     if (shape.size() != 2) malformed("eye takes a matrix");
     c = {0, 1, shape[0] * shape[1], shape[0] < shape[1] ? shape[0] : shape[1], shape[1] + 1};
   } else {
-    if (shape.size() < 3 || p.size() != 1 || !(p[0] >= 1.0 && p[0] <= 0x1p53))
+    if (shape.size() < 3 || !(groups_wanted >= 1.0 && groups_wanted <= 0x1p53)) {
       malformed("dirac takes 3 dimensions or more and groups");
+    }
     int64_t kernel = 1, centre = 0;
     for (size_t d = 2; d < shape.size(); ++d) {
       kernel *= shape[d];
       centre = centre * shape[d] + shape[d] / 2;
     }
-    const int64_t groups = static_cast<int64_t>(p[0]), out = shape[0] / groups;
+    const int64_t groups = static_cast<int64_t>(groups_wanted), out = shape[0] / groups;
     c = {centre, groups, out * shape[1] * kernel, out < shape[1] ? out : shape[1], (shape[1] + 1) * kernel};
   }
   // A tensor without elements: any positive steps do.
@@ -416,11 +397,10 @@ void lower_eye_or_dirac(Fill& fill, const std::vector<int64_t>& shape, const std
   }
 }
 
-void lower_random(Fill& fill, const std::vector<double>& p) {
+void lower_random(Fill& fill, const double (&p)[4]) {
   const bool f64 = fill.dtype == DType::f64;
   if (!is_float(fill.dtype)) malformed("a random fill of a dtype that is not floating");
   if (fill.kind == Kind::uniform) {
-    if (p.size() != 2) malformed("uniform takes a and b");
     const Bounds bounds = bounds_in(fill.dtype, p[0], p[1], p[0] != p[1]);
     if (bounds.empty) return make_constant(fill, p[0]);
     if (f64) {
@@ -429,14 +409,12 @@ void lower_random(Fill& fill, const std::vector<double>& p) {
       fill.uniform_f32 = uniform<float>(p[0], p[1], bounds, 0x1p-24);
     }
   } else if (fill.kind == Kind::normal) {
-    if (p.size() != 2) malformed("normal takes mean and std");
     if (f64) {
       fill.normal_f64 = {p[0], p[1]};
     } else {
       fill.normal_f32 = {static_cast<float>(p[0]), static_cast<float>(p[1])};
     }
   } else {
-    if (p.size() != 4) malformed("truncated_normal takes mean, std, a and b");
     const Bounds bounds = bounds_in(fill.dtype, p[2], p[3], false);
     if (bounds.empty) return make_constant(fill, p[2]);
     if (!(p[1] > 0.0)) {  // all the mass in one point
@@ -451,114 +429,96 @@ void lower_random(Fill& fill, const std::vector<double>& p) {
   }
 }
 
+void lower_sparse(Fill& fill, const Description& from, const std::vector<int64_t>& shape) {
+  if (shape.size() != 2) malformed("sparse takes a matrix");
+  if (!is_float(fill.dtype)) malformed("a random fill of a dtype that is not floating");
+  if (shape[0] >= int64_t{1} << 31) malformed("sparse takes less than 2^31 rows");
+  const double rows = static_cast<double>(shape[0]), std = from.params[1];
+  double zeros = std::ceil(from.params[0] * rows);
+  if (!(zeros > 0.0)) zeros = 0.0;
+  if (zeros > rows) zeros = rows;
+  fill.sparse = {shape[0], shape[1], static_cast<int64_t>(zeros), 0, 0, from.second, static_cast<float>(std), std};
+  if (from.has_region) {
+    fill.sparse.row0 = from.offsets[0];
+    fill.sparse.col0 = from.offsets[1];
+  }
+  fill.first = 0;
+}
+
+// Strides of the logical tensor, and the index there of the region's first element. False if it has no elements.
+bool place(Fill& fill, Description& from) {
+  const size_t dims = from.sizes.size();
+  if (from.strides.size() != dims) malformed("strides of other dimensions than the sizes");
+  if (from.has_region && (from.shape.size() != dims || from.offsets.size() != dims)) {
+    malformed("a region has other dimensions than its tensor");
+  }
+  from.jumps.resize(dims);
+  int64_t jump = 1;
+  bool empty = false;
+  for (size_t d = dims; d-- > 0;) {
+    const int64_t size = from.sizes[d], shape = from.has_region ? from.shape[d] : size;
+    const int64_t offset = from.has_region ? from.offsets[d] : 0;
+    if (size < 0) malformed("a negative size");
+    if (offset < 0 || offset > shape - size) malformed("a region leaves its logical tensor");
+    from.jumps[d] = jump;
+    fill.first += static_cast<uint64_t>(offset * jump);
+    if (__builtin_mul_overflow(jump, shape > 0 ? shape : 1, &jump)) malformed("a logical shape is too large");
+    empty = empty || size == 0;
+  }
+  return !empty;
+}
+
 }  // namespace
 
-std::vector<Fill> lower(const std::vector<int64_t>& tensors, const std::vector<int64_t>& recipe,
-                        const std::vector<double>& params) {
+void lower(Description& from, std::vector<Fill>& to) {
   const DefaultFloatingPoint guard;  // constants, too, have subnormals
-  std::vector<Fill> fills;
-  fills.reserve(recipe.size() / 6);  // a tensor takes six numbers or more
-  Reader<int64_t> layout(tensors), how(recipe);
-  Reader<double> numbers(params);
-  for (int32_t tensor = 0; !layout.done(); ++tensor) {
-    Fill fill{};
-    fill.tensor = tensor;
-    fill.data = reinterpret_cast<unsigned char*>(layout.next());
-    const int64_t dtype = layout.next();
-    fill.dtype = static_cast<DType>(dtype);
-    fill.item_size = item_size_of(dtype);
-    const int64_t dims = layout.next();
-    std::vector<int64_t> sizes = layout.take(dims), strides = layout.take(dims);
-
-    fill.kind = static_cast<Kind>(how.next());
-    const int64_t word0 = how.next(), word1 = how.next();
-    const int64_t count = how.next(), region = how.next(), steps = how.next();
-    std::vector<int64_t> shape = how.take(region), offsets = how.take(region);
-    const std::vector<double> p = numbers.take(count);
-    DType drawn = fill.dtype;
-    if (steps < 0) malformed("a negative number of steps");
-    if (steps > 0) {
-      if (fill.kind != Kind::uniform && fill.kind != Kind::normal && fill.kind != Kind::truncated_normal) {
-        malformed("steps after a fill that takes none");
-      }
-      if (!is_float(drawn)) malformed("a random fill of a dtype that is not floating");
-      drawn = static_cast<DType>(how.next());
-      read_program(fill, drawn, steps, how, numbers);
+  Fill fill{};
+  fill.tensor = from.tensor;
+  fill.data = reinterpret_cast<unsigned char*>(from.address);
+  fill.dtype = dtype_of(from.dtype);
+  fill.item_size = item_size_of(fill.dtype);
+  if (from.kind < 0 || from.kind > static_cast<int64_t>(Kind::dirac)) malformed("an unknown kind");
+  fill.kind = static_cast<Kind>(from.kind);
+  fill.seed = from.seed;
+  fill.stream = from.stream;
+  DType drawn = fill.dtype;
+  if (!from.steps.empty()) {
+    if (fill.kind != Kind::uniform && fill.kind != Kind::normal && fill.kind != Kind::truncated_normal) {
+      malformed("steps after a fill that takes none");
     }
-    if (region == 0) {
-      shape = sizes;
-      offsets.assign(sizes.size(), 0);
-    }
-    if (shape.size() != sizes.size()) malformed("a region has other dimensions than its tensor");
-    std::vector<int64_t> jumps(sizes.size());
-    int64_t jump = 1;
-    bool empty = false;
-    for (size_t d = sizes.size(); d-- > 0;) {
-      if (sizes[d] < 0) malformed("a negative size");
-      if (offsets[d] < 0 || offsets[d] > shape[d] - sizes[d]) malformed("a region leaves its logical tensor");
-      jumps[d] = jump;
-      fill.first += static_cast<uint64_t>(offsets[d] * jump);
-      if (__builtin_mul_overflow(jump, shape[d] > 0 ? shape[d] : 1, &jump)) malformed("a logical shape is too large");
-      empty = empty || sizes[d] == 0;
-    }
-    if (empty) continue;
-
-    fill.seed = static_cast<uint64_t>(word0);
-    fill.stream = static_cast<uint64_t>(word1);
-    switch (fill.kind) {
-      case Kind::constant:
-        fill.pattern[0] = fill.seed;
-        fill.pattern[1] = fill.stream;
-        break;
-      case Kind::bits: {
-        if (fill.dtype != DType::i32 || p.size() != 3) malformed("bits takes int32 and an offset");
-        // The offset has 66 bits, of which whole groups of 32 blocks, 128 words, go into first_block.
-        if (!(p[2] >= 0.0 && p[2] < 4.0)) malformed("an offset has 66 bits");
-        const uint64_t low = word_of(p[0], p[1]), high = static_cast<uint64_t>(p[2]);
-        fill.first_block = (high << 62 | low >> 2) & ~uint64_t{31};
-        fill.first += low & 127;
-        break;
-      }
-      case Kind::uniform:
-      case Kind::normal:
-      case Kind::truncated_normal:
-        std::swap(fill.dtype, drawn);
-        lower_random(fill, p);
-        std::swap(fill.dtype, drawn);
-        if (steps > 0 && fill.kind == Kind::constant) run_on_constant(fill, drawn);
-        break;
-      case Kind::sparse: {
-        if (shape.size() != 2 || p.size() != 4) malformed("sparse takes a matrix, sparsity, std and a second stream");
-        if (!is_float(fill.dtype)) malformed("a random fill of a dtype that is not floating");
-        if (shape[0] >= int64_t{1} << 31) malformed("sparse takes less than 2^31 rows");
-        const double rows = static_cast<double>(shape[0]);
-        double zeros = std::ceil(p[0] * rows);
-        if (!(zeros > 0.0)) zeros = 0.0;
-        if (zeros > rows) zeros = rows;
-        fill.sparse = {shape[0],
-                       shape[1],
-                       static_cast<int64_t>(zeros),
-                       offsets[0],
-                       offsets[1],
-                       word_of(p[2], p[3]),
-                       static_cast<float>(p[1]),
-                       p[1]};
-        fill.first = 0;
-        append(fills, fill, sizes, strides, jumps);
-        continue;
-      }
-      case Kind::eye:
-      case Kind::dirac:
-        lower_eye_or_dirac(fill, shape, p);
-        break;
-      default:
-        malformed("an unknown kind");
-    }
-    merge(sizes, strides, jumps);
-    append(fills, fill, sizes, strides, jumps);
+    if (!is_float(drawn)) malformed("a random fill of a dtype that is not floating");
+    drawn = dtype_of(from.drawn);
+    add_program(fill, drawn, from.steps);
   }
-  if (!how.done() || !numbers.done()) malformed("a list is too long");
-  return fills;
+  if (!place(fill, from)) return;
+  const std::vector<int64_t>& shape = from.has_region ? from.shape : from.sizes;
+  switch (fill.kind) {
+    case Kind::constant:
+      fill.pattern[0] = from.words[0];
+      fill.pattern[1] = from.words[1];
+      break;
+    case Kind::bits:
+      if (fill.dtype != DType::i32) malformed("raw bits take int32");
+      if (from.offset_high > 3) malformed("an offset has 66 bits");
+      // Whole groups of 32 blocks, 128 words, go into first_block.
+      fill.first_block = (from.offset_high << 62 | from.offset_low >> 2) & ~uint64_t{31};
+      fill.first += from.offset_low & 127;
+      break;
+    case Kind::sparse:
+      lower_sparse(fill, from, shape);
+      return append(to, fill, from.sizes, from.strides, from.jumps);
+    case Kind::eye:
+    case Kind::dirac:
+      lower_eye_or_dirac(fill, shape, from.params[0]);
+      break;
+    default:
+      std::swap(fill.dtype, drawn);
+      lower_random(fill, from.params);
+      std::swap(fill.dtype, drawn);
+      if (fill.steps > 0 && fill.kind == Kind::constant) run_on_constant(fill, drawn);
+  }
+  merge(from.sizes, from.strides, from.jumps);
+  append(to, fill, from.sizes, from.strides, from.jumps);
 }
 
 }  // namespace fastinit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,14 @@ from torch_fastinit.ops import Fill, fill
 
 
 @pytest.fixture(autouse=True)
-def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a fresh process, and again afterwards."""
-    monkeypatch.setattr(backend, "_serving", {})
+def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a fresh process; afterwards as it was."""
     monkeypatch.delenv("FASTINIT_BACKEND", raising=False)
+    before = dict(backend.serving)
+    backend.serving.clear()
+    yield
+    backend.serving.clear()
+    backend.serving.update(before)
 
 
 class Recorder:
@@ -28,27 +32,28 @@ class Recorder:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self, tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
+    def __call__(self, fills: Iterable[Fill], fresh: bool) -> None:
         self.calls += 1
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> Recorder:
     """Backend ``name`` is a recorder, which for this reason cannot serve any device (or can)."""
     recorder = Recorder()
-    monkeypatch.setitem(backend._BACKENDS, name, (recorder, lambda device: reason, name.upper()))
+    provider = backend.Provider(name, name.upper(), recorder, lambda device: reason)
+    monkeypatch.setitem(backend.PROVIDERS, name, provider)
     return recorder
 
 
 def test_cpu_is_served_by_cpp() -> None:
     fill([Fill(torch.empty(3), Normal())])
-    assert backend._serving["cpu"][0] == "cpu"
+    assert backend.serving["cpu"].name == "cpu"
     assert fastinit.backends()["cpu"].startswith("C++ (")
 
 
 def test_cuda_is_preferred_and_triton_steps_in_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "cuda", "")
     triton = pretend(monkeypatch, "triton", "")
-    assert backend._decide("cuda")[0] == "cuda"
+    assert backend._decide("cuda").name == "cuda"
     pretend(monkeypatch, "cuda", "CUDA driver version is insufficient for CUDA runtime version")
     monkeypatch.setattr(backend._C, "has_cuda", lambda: True)
     monkeypatch.setitem(backend.DEVICES, "cpu", ("cuda", "triton"))
@@ -63,13 +68,13 @@ def test_no_warning_where_there_were_no_cuda_kernels_to_use(monkeypatch: pytest.
     monkeypatch.setattr(backend._C, "has_cuda", lambda: False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backend._decide("cuda")[0] == "triton"
+        assert backend._decide("cuda").name == "triton"
     monkeypatch.setattr(backend._C, "has_cuda", lambda: True)
     monkeypatch.setattr(torch.version, "hip", "6.4")  # an AMD GPU
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backend._decide("cuda")[0] == "triton"
-        assert backend._decide("xpu")[0] == "triton"
+        assert backend._decide("cuda").name == "triton"
+        assert backend._decide("xpu").name == "triton"
 
 
 def test_forcing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,9 +91,9 @@ def test_forcing_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "cuda", "")
     pretend(monkeypatch, "triton", "")
     monkeypatch.setenv("FASTINIT_BACKEND", "triton")
-    assert [backend._decide(device)[0] for device in backend.DEVICES] == ["triton"] * 3
+    assert [backend._decide(device).name for device in backend.DEVICES] == ["triton"] * 3
     monkeypatch.setenv("FASTINIT_BACKEND", "cuda")  # serves one device; the others are as they were
-    assert [backend._decide(device)[0] for device in backend.DEVICES] == ["cpu", "cuda", "triton"]
+    assert [backend._decide(device).name for device in backend.DEVICES] == ["cpu", "cuda", "triton"]
     pretend(monkeypatch, "cuda", "this build has no CUDA kernels")
     with pytest.raises(RuntimeError, match="'cuda' cannot serve device type 'cuda': this build has no CUDA kernels"):
         backend._decide("cuda")

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shlex
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,20 @@ from bits import REAL, SEED, STREAM, check, check_box, dirty
 from layouts import LAYOUTS, Layout, batch, raw
 from parameters import EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 from test_kernels import FAR_BOXES
+from wire import to_wire
 
-from torch_fastinit import _C, backend
-from torch_fastinit.initializers import Constant, Eye, Initializer, Normal, Program, Sparse, TruncatedNormal, Uniform
+from torch_fastinit import backend
+from torch_fastinit.initializers import (
+    Constant,
+    Eye,
+    Initializer,
+    Normal,
+    Pattern,
+    Program,
+    Sparse,
+    TruncatedNormal,
+    Uniform,
+)
 from torch_fastinit.ops import Fill, Region, fill
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,10 +64,10 @@ class Shim:
         self.state: State = self.library.shim_state().contents
         self.device, self.stream = 0, 0
 
-    def fill(self, tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
-        layout = _C.layouts(tensors, backend.DTYPE_CODES)
+    def fill(self, fills: Iterable[Fill], fresh: bool = False) -> None:
+        _, rows, recipe, params = to_wire(fills)
         lists = (
-            *((ctypes.c_int64 * len(layout))(*layout), ctypes.c_size_t(len(layout))),
+            *((ctypes.c_int64 * len(rows))(*rows), ctypes.c_size_t(len(rows))),
             *((ctypes.c_int64 * len(recipe))(*recipe), ctypes.c_size_t(len(recipe))),
             *((ctypes.c_double * len(params))(*params), ctypes.c_size_t(len(params))),
         )
@@ -64,11 +75,15 @@ class Shim:
         if message is not None:
             raise RuntimeError(message.decode())
 
+    def provider(self) -> backend.Provider:
+        return backend.Provider("shim", "csrc/cuda.cu", self.fill, lambda device: "")
+
 
 @pytest.fixture(scope="session")
 def compiled() -> Path:
     """The shared library, kept between runs under the hash of what it is made of."""
-    sources = [*sorted((ROOT / "csrc").glob("*.[ch]*")), *sorted((ROOT / "tests" / "cuda_shim").iterdir())]
+    sources = [p for p in sorted((ROOT / "csrc").rglob("*.[ch]*")) if p.is_file()]
+    sources += [*sorted((ROOT / "tests" / "cuda_shim").iterdir()), ROOT / "tests" / "wire.h"]
     machine = ["-mfma"] if "x86" in os.uname().machine else []
     command = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS.split(), *machine]
     key = hashlib.sha256(b"\0".join([repr(command).encode(), *(path.read_bytes() for path in sources)])).hexdigest()
@@ -89,7 +104,7 @@ def shim(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Shim:
     shim = Shim(compiled)
     for name, value in {"devices": 2, "current": 0, "launches": 0, "next_launch": 0, "driver": 0}.items():
         setattr(shim.state, name, value)
-    monkeypatch.setitem(backend._serving, "cpu", ("shim", shim.fill))
+    monkeypatch.setitem(backend.serving, "cpu", shim.provider())
     return shim
 
 
@@ -99,7 +114,7 @@ def test_layouts(layout: Layout, compiled: Path, monkeypatch: pytest.MonkeyPatch
     theirs: list[torch.Tensor] = []
     fill(batch(layout, theirs))
     shim = Shim(compiled)
-    monkeypatch.setitem(backend._serving, "cpu", ("shim", shim.fill))
+    monkeypatch.setitem(backend.serving, "cpu", shim.provider())
     work = batch(layout, ours)
     fill(work)
     for f, a, b in zip(work, ours, theirs, strict=True):
@@ -194,7 +209,7 @@ def test_errors_name_their_cause(shim: Shim) -> None:
     assert message == "CUDA: choosing the device: invalid device ordinal (cudaErrorInvalidDevice)"
     misaligned = torch.empty(9, dtype=torch.uint8)[1:].as_strided((8,), (1,))
     with pytest.raises(RuntimeError, match="not aligned to their size"):
-        shim.fill([Misaligned(misaligned)], (1, 0, 0, 0, 0, 0), ())
+        shim.fill([Fill(Misaligned(misaligned), Pattern((0, 0)))])  # type: ignore[arg-type]
 
 
 class Misaligned:
@@ -207,9 +222,6 @@ class Misaligned:
 
     def data_ptr(self) -> int:
         return self.tensor.data_ptr()
-
-    def dim(self) -> int:
-        return 1
 
     def stride(self) -> tuple[int]:
         return (1,)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this mach
 def served(request: pytest.FixtureRequest) -> Iterator[str]:
     """The GPU's fills by each backend in turn."""
     name: str = request.param
-    reason = backend._BACKENDS[name][1]("cuda")
+    reason = backend.PROVIDERS[name].why_not("cuda")
     if reason:
         pytest.skip(f"backend {name!r} cannot serve this GPU: {reason}")
     fastinit.backends(cuda=name)

@@ -17,7 +17,7 @@ import torch
 from scipy import stats
 from torch.nn import init as torch_init
 
-from torch_fastinit import init
+from torch_fastinit import eager, init
 
 REAL = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 NARROW = [torch.float8_e4m3fn, torch.float8_e5m2]
@@ -281,8 +281,7 @@ def test_scale_is_torchs_to_the_last_bit(name: str, monkeypatch: pytest.MonkeyPa
     """What reaches the fill is what torch gives to uniform_ and normal_."""
     ours: list[tuple[float, ...]] = []
     theirs: list[tuple[float, ...]] = []
-    monkeypatch.setattr(init, "fill_plain", lambda tensor, initializer, generator: False)
-    monkeypatch.setattr(init, "fill_one", lambda tensor, initializer, generator: ours.append(initializer.params))
+    monkeypatch.setattr(eager, "fill", lambda tensor, initializer, generator: ours.append(initializer.params))
 
     class Tensor(torch.Tensor):
         def uniform_(self, a: float, b: float, generator: Any = None) -> Any:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import os
 import signal
 import threading
+import time
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -17,20 +20,21 @@ from bits import REAL, SEED, STREAM, bits_of, check, dirty, expected, name_of, p
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torch_fastinit import _C, backend
+from torch_fastinit import _C
+from torch_fastinit.codes import DTYPE_CODES, Kind
 from torch_fastinit.initializers import (
     Bits,
     Constant,
     Dirac,
     Eye,
     Initializer,
-    Kind,
     Normal,
+    Pattern,
     Sparse,
     TruncatedNormal,
     Uniform,
 )
-from torch_fastinit.ops import Fill, fill
+from torch_fastinit.ops import Fill, Region, fill
 
 FAR = TruncatedNormal(0.0, 1.0, 8.0, 9.0)
 ANY_SHAPE = [Uniform(), Normal(), TruncatedNormal(), FAR]
@@ -282,11 +286,10 @@ def test_neighbours_of_all_sizes_on_threads(threads: int) -> None:
 def test_calls_at_once_share_the_threads() -> None:
     """Eight callers, each with work for three threads: every one gets all of its own elements."""
     tensors = [dirty((3 * PIECE + n,), torch.float32) for n in range(8)]
-    recipe = (int(Kind.NORMAL), SEED, STREAM - 2**64, 2, 0, 0)
 
     def call(tensor: torch.Tensor) -> None:
         for _ in range(5):
-            _C.fill_cpu([tensor], backend.DTYPE_CODES, recipe, (0.0, 1.0), 3)
+            _C.fill_cpu([Fill(tensor, Normal(), SEED, STREAM)], DTYPE_CODES, 3, False, False)
 
     callers = [threading.Thread(target=call, args=(t,)) for t in tensors]
     for caller in callers:
@@ -302,7 +305,7 @@ def test_calls_at_once_share_the_threads() -> None:
 def test_a_forked_process_has_threads_of_its_own() -> None:
     def digest() -> bytes:
         tensor = torch.empty(4 * PIECE)  # torch's own threads do not survive fork(): it must not fill this one
-        _C.fill_cpu([tensor], backend.DTYPE_CODES, (int(Kind.NORMAL), 1, 2, 2, 0, 0), (0.0, 1.0), 4)
+        _C.fill_cpu([Fill(tensor, Normal(), 1, 2)], DTYPE_CODES, 4, False, False)
         return hashlib.sha256(tensor.numpy().tobytes()).digest()
 
     ours = digest()
@@ -368,94 +371,235 @@ def test_flushed_subnormals_of_the_caller_on_threads(threads: int) -> None:
 # What does not make sense is refused, by an exception and before anything is written.
 
 
-def describe(tensor: torch.Tensor, code: int = 0) -> list[int]:
-    return [tensor.data_ptr(), code, tensor.dim(), *tensor.shape, *tensor.stride()]
-
-
 T = torch.empty(6, 4)
+WORDS = torch.empty(6, 4, dtype=torch.int32)
 NORMAL_RECIPE = [int(Kind.NORMAL), 1, 2, 2, 0, 0]
 
-MALFORMED = {
-    "a cut layout": (describe(T)[:-1], NORMAL_RECIPE, [0.0, 1.0]),
-    "an address alone": ([T.data_ptr()], NORMAL_RECIPE, [0.0, 1.0]),
-    "a layout left over": ([*describe(T), 1], NORMAL_RECIPE, [0.0, 1.0]),
-    "no recipe": (describe(T), [], []),
-    "a cut recipe": (describe(T), NORMAL_RECIPE[:-1], [0.0, 1.0]),
-    "a recipe left over": (describe(T), [*NORMAL_RECIPE, 3], [0.0, 1.0]),
-    "too few parameters": (describe(T), NORMAL_RECIPE, [0.0]),
-    "parameters left over": (describe(T), NORMAL_RECIPE, [0.0, 1.0, 2.0]),
-    "a negative number of parameters": (describe(T), [3, 1, 2, -1, 0, 0], []),
-    "a huge number of parameters": (describe(T), [3, 1, 2, 2**62, 0, 0], [0.0, 1.0]),
-    "a negative number of dimensions": ([T.data_ptr(), 0, -1], NORMAL_RECIPE, [0.0, 1.0]),
-    "a huge number of dimensions": ([T.data_ptr(), 0, 2**62, 6, 4], NORMAL_RECIPE, [0.0, 1.0]),
-    "two negative sizes": ([T.data_ptr(), 0, 2, -6, -4, 4, 1], NORMAL_RECIPE, [0.0, 1.0]),
-    "half a stream of more than 32 bits": (describe(T), [5, 1, 2, 4, 0, 0], [0.5, 1.0, 2.0**32, 0.0]),
-    "half a stream that is no number": (describe(T), [5, 1, 2, 4, 0, 0], [0.5, 1.0, 0.0, float("nan")]),
-    "an offset of more than 66 bits": (describe(T, 6), [0, 1, 2, 3, 0, 0], [0.0, 0.0, 4.0]),
-    "a negative size": ([T.data_ptr(), 0, 2, -6, 4, 4, 1], NORMAL_RECIPE, [0.0, 1.0]),
-    "an unknown kind": (describe(T), [99, 1, 2, 2, 0, 0], [0.0, 1.0]),
-    "a negative kind": (describe(T), [-1, 1, 2, 2, 0, 0], [0.0, 1.0]),
-    "a kind inside of the library": (describe(T), [8, 1, 2, 0, 0, 0], []),
-    "an unknown dtype": (describe(T, 7), NORMAL_RECIPE, [0.0, 1.0]),
-    "a negative dtype": (describe(T, -1), NORMAL_RECIPE, [0.0, 1.0]),
-    "an item of three bytes": (describe(T, 64 + 3), [1, 0, 0, 0, 0, 0], []),
-    "an item of 2^32 + 64 + 4 bytes": (describe(T, 2**32 + 64 + 4), [1, 0, 0, 0, 0, 0], []),
-    "random numbers of an opaque dtype": (describe(T, 64 + 4), NORMAL_RECIPE, [0.0, 1.0]),
-    "random numbers of int32": (describe(T, 6), NORMAL_RECIPE, [0.0, 1.0]),
-    "bits of float32": (describe(T), [0, 1, 2, 3, 0, 0], [0.0, 0.0, 0.0]),
-    "bits without an offset": (describe(T, 6), [0, 1, 2, 0, 0, 0], []),
-    "a normal of three parameters": (describe(T), [3, 1, 2, 3, 0, 0], [0.0, 1.0, 2.0]),
-    "a uniform of one": (describe(T), [2, 1, 2, 1, 0, 0], [0.0]),
-    "a truncated normal of two": (describe(T), [4, 1, 2, 2, 0, 0], [0.0, 1.0]),
-    "sparse without its second stream": (describe(T), [5, 1, 2, 2, 0, 0], [0.5, 1.0]),
-    "sparse of a vector": (describe(T[0]), [5, 1, 2, 4, 0, 0], [0.5, 1.0, 0.0, 0.0]),
-    "eye of a vector": (describe(T[0]), [6, 0, 0, 0, 0, 0], []),
-    "dirac of a matrix": (describe(T), [7, 0, 0, 1, 0, 0], [1.0]),
-    "dirac of no groups": (describe(T.reshape(2, 3, 4)), [7, 0, 0, 1, 0, 0], [0.0]),
-    "dirac of NaN groups": (describe(T.reshape(2, 3, 4)), [7, 0, 0, 1, 0, 0], [float("nan")]),
-    "a region of another rank": (describe(T), [3, 1, 2, 2, 1, 0, 24, 0], [0.0, 1.0]),
-    "a region outside": (describe(T), [3, 1, 2, 2, 2, 0, 7, 4, 2, 0], [0.0, 1.0]),
-    "a region before the beginning": (describe(T), [3, 1, 2, 2, 2, 0, 7, 4, -1, 0], [0.0, 1.0]),
-    "a logical tensor smaller than its region": (describe(T), [3, 1, 2, 2, 2, 0, 5, 4, 0, 0], [0.0, 1.0]),
-    "a logical tensor of 2^64 elements": (describe(T), [3, 1, 2, 2, 2, 0, 2**32, 2**32, 0, 0], [0.0, 1.0]),
-    "a negative number of steps": (describe(T), [3, 1, 2, 2, 0, -1], [0.0, 1.0]),
-    "steps without their draw": (describe(T), [3, 1, 2, 2, 0, 1], [0.0, 1.0, 2.0]),
-    "a step without its operand": (describe(T), [3, 1, 2, 2, 0, 1, 0, 1, 0], [0.0, 1.0]),
-    "a step of an unknown kind": (describe(T), [3, 1, 2, 2, 0, 1, 0, 4, 0], [0.0, 1.0, 2.0]),
-    "a step in an unknown dtype": (describe(T), [3, 1, 2, 2, 0, 1, 0, 1, 7], [0.0, 1.0, 2.0]),
-    "a step in float64 for float32": (describe(T), [3, 1, 2, 2, 0, 2, 0, 1, 1, 0, 0], [0.0, 1.0, 2.0, 3.0]),
-    "a draw in float64 for float32": (describe(T), [3, 1, 2, 2, 0, 1, 1, 1, 0], [0.0, 1.0, 2.0]),
-    "a draw in int32": (describe(T), [3, 1, 2, 2, 0, 1, 6, 1, 0], [0.0, 1.0, 2.0]),
-    "a program that ends in another dtype": (describe(T), [3, 1, 2, 2, 0, 1, 0, 1, 3], [0.0, 1.0, 2.0]),
-    "too many steps": (describe(T), [3, 1, 2, 2, 0, 7, 0, *([1, 0] * 7)], [0.0, 1.0, *([2.0] * 7)]),
-    "steps after a constant": (describe(T), [1, 0, 0, 0, 0, 1, 0, 1, 0], [2.0]),
-    "steps after sparse": (describe(T), [5, 1, 2, 4, 0, 1, 0, 1, 0], [0.5, 1.0, 0.0, 0.0, 2.0]),
-    "steps of a dtype without arithmetic": (describe(T, 6), [3, 1, 2, 2, 0, 1, 0, 1, 0], [0.0, 1.0, 2.0]),
-    "a cut region": (describe(T), [3, 1, 2, 2, 2, 0, 6, 4, 0], [0.0, 1.0]),
+#: Lists as an op gets them: a tensor, the recipe, the parameters.
+MALFORMED: dict[str, tuple[torch.Tensor, list[int], list[float]]] = {
+    "no recipe": (T, [], []),
+    "a cut recipe": (T, NORMAL_RECIPE[:-1], [0.0, 1.0]),
+    "a recipe left over": (T, [*NORMAL_RECIPE, 3], [0.0, 1.0]),
+    "too few parameters": (T, NORMAL_RECIPE, [0.0]),
+    "parameters left over": (T, NORMAL_RECIPE, [0.0, 1.0, 2.0]),
+    "a negative number of parameters": (T, [3, 1, 2, -1, 0, 0], []),
+    "a huge number of parameters": (T, [3, 1, 2, 2**62, 0, 0], [0.0, 1.0]),
+    "a negative number of dimensions": (T, [3, 1, 2, 2, -1, 0], [0.0, 1.0]),
+    "a huge number of dimensions": (T, [3, 1, 2, 2, 2**62, 0, 6, 4], [0.0, 1.0]),
+    "an offset of more than 66 bits": (WORDS, [0, 1, 2, 0, 0, 0, 0, 4], []),
+    "a negative offset": (WORDS, [0, 1, 2, 0, 0, 0, 0, -1], []),
+    "half an offset": (WORDS, [0, 1, 2, 0, 0, 0, 0], []),
+    "an unknown kind": (T, [99, 1, 2, 2, 0, 0], [0.0, 1.0]),
+    "a negative kind": (T, [-1, 1, 2, 2, 0, 0], [0.0, 1.0]),
+    "a kind inside of the library": (T, [8, 1, 2, 0, 0, 0], []),
+    "random numbers of an opaque dtype": (T.to(torch.int64), NORMAL_RECIPE, [0.0, 1.0]),
+    "random numbers of int32": (WORDS, NORMAL_RECIPE, [0.0, 1.0]),
+    "bits of float32": (T, [0, 1, 2, 0, 0, 0, 0, 0], []),
+    "bits without an offset": (WORDS, [0, 1, 2, 0, 0, 0], []),
+    "bits of parameters": (WORDS, [0, 1, 2, 3, 0, 0], [0.0, 0.0, 0.0]),
+    "a normal of three parameters": (T, [3, 1, 2, 3, 0, 0], [0.0, 1.0, 2.0]),
+    "a uniform of one": (T, [2, 1, 2, 1, 0, 0], [0.0]),
+    "a truncated normal of two": (T, [4, 1, 2, 2, 0, 0], [0.0, 1.0]),
+    "a constant of a parameter": (T, [1, 0, 0, 1, 0, 0], [1.0]),
+    "sparse without its second stream": (T, [5, 1, 2, 2, 0, 0], [0.5, 1.0]),
+    "sparse of a vector": (T[0], [5, 1, 2, 2, 0, 0, 3], [0.5, 1.0]),
+    "sparse of int32": (WORDS, [5, 1, 2, 2, 0, 0, 3], [0.5, 1.0]),
+    "eye of a vector": (T[0], [6, 0, 0, 0, 0, 0], []),
+    "dirac of a matrix": (T, [7, 0, 0, 1, 0, 0], [1.0]),
+    "dirac of no groups": (T.reshape(2, 3, 4), [7, 0, 0, 1, 0, 0], [0.0]),
+    "dirac of NaN groups": (T.reshape(2, 3, 4), [7, 0, 0, 1, 0, 0], [float("nan")]),
+    "dirac of endless groups": (T.reshape(2, 3, 4), [7, 0, 0, 1, 0, 0], [float("inf")]),
+    "a region of another rank": (T, [3, 1, 2, 2, 1, 0, 24, 0], [0.0, 1.0]),
+    "a region outside": (T, [3, 1, 2, 2, 2, 0, 7, 4, 2, 0], [0.0, 1.0]),
+    "a region before the beginning": (T, [3, 1, 2, 2, 2, 0, 7, 4, -1, 0], [0.0, 1.0]),
+    "a logical tensor smaller than its region": (T, [3, 1, 2, 2, 2, 0, 5, 4, 0, 0], [0.0, 1.0]),
+    "a logical tensor of 2^64 elements": (T, [3, 1, 2, 2, 2, 0, 2**32, 2**32, 0, 0], [0.0, 1.0]),
+    "a cut region": (T, [3, 1, 2, 2, 2, 0, 6, 4, 0], [0.0, 1.0]),
+    "a negative number of steps": (T, [3, 1, 2, 2, 0, -1], [0.0, 1.0]),
+    "steps without their draw": (T, [3, 1, 2, 2, 0, 1], [0.0, 1.0, 2.0]),
+    "a step without its operand": (T, [3, 1, 2, 2, 0, 1, 0, 1, 0], [0.0, 1.0]),
+    "a step of an unknown kind": (T, [3, 1, 2, 2, 0, 1, 0, 4, 0], [0.0, 1.0, 2.0]),
+    "a step in an unknown dtype": (T, [3, 1, 2, 2, 0, 1, 0, 1, 7], [0.0, 1.0, 2.0]),
+    "a step in float64 for float32": (T, [3, 1, 2, 2, 0, 2, 0, 1, 1, 0, 0], [0.0, 1.0, 2.0, 3.0]),
+    "a draw in float64 for float32": (T, [3, 1, 2, 2, 0, 1, 1, 1, 0], [0.0, 1.0, 2.0]),
+    "a draw in int32": (T, [3, 1, 2, 2, 0, 1, 6, 1, 0], [0.0, 1.0, 2.0]),
+    "a program that ends in another dtype": (T, [3, 1, 2, 2, 0, 1, 0, 1, 3], [0.0, 1.0, 2.0]),
+    "too many steps": (T, [3, 1, 2, 2, 0, 7, 0, *([1, 0] * 7)], [0.0, 1.0, *([2.0] * 7)]),
+    "steps after a constant": (T, [1, 0, 0, 0, 0, 1, 0, 1, 0], [2.0]),
+    "steps after sparse": (T, [5, 1, 2, 2, 0, 1, 3, 0, 1, 0], [0.5, 1.0, 2.0]),
+    "steps of a dtype without arithmetic": (WORDS, [3, 1, 2, 2, 0, 1, 0, 1, 0], [0.0, 1.0, 2.0]),
 }
 
 
 @pytest.mark.parametrize("batch", MALFORMED.values(), ids=[k.replace(" ", "_") for k in MALFORMED])
-def test_malformed_batch(batch: tuple[list[int], list[int], list[float]]) -> None:
-    T.fill_(7.0)
-    layout, recipe, params = batch
-    with pytest.raises(ValueError, match="malformed batch"):
-        _C.fill_cpu(layout, None, recipe, params, 1)
-    assert bool((T == 7.0).all())
+def test_malformed_batch(batch: tuple[torch.Tensor, list[int], list[float]]) -> None:
+    tensor, recipe, params = batch
+    tensor.fill_(7.0)
+    with pytest.raises(ValueError, match=r"malformed (batch|fill): ."):
+        torch.ops.fastinit.fill_batch_([tensor], recipe, params)
+    assert bool((tensor == 7.0).all())
 
 
 def test_a_bad_fill_stops_the_whole_batch() -> None:
     T.fill_(7.0)
     with pytest.raises(ValueError, match="malformed batch"):
-        _C.fill_cpu(describe(T) * 2, None, [*NORMAL_RECIPE, 99, 0, 0, 0, 0, 0], [0.0, 1.0], 1)
+        torch.ops.fastinit.fill_batch_([T, T], [*NORMAL_RECIPE, 99, 0, 0, 0, 0, 0], [0.0, 1.0])
+    with pytest.raises(ValueError, match="malformed fill"):
+        fill([Fill(T, Normal()), Fill(T, Normal(), region=Region((7, 4), (2, 0)))])
     assert bool((T == 7.0).all())
+
+
+# What the C++ entry itself refuses: Python objects that no list describes.
+
+
+@dataclasses.dataclass
+class Described:
+    """What C++ asks of a tensor."""
+
+    shape: object = (6, 4)
+    strides: object = (4, 1)
+    size: int = 4
+    dtype: torch.dtype = torch.float32
+
+    def data_ptr(self) -> int:
+        return T.data_ptr()
+
+    def stride(self) -> object:
+        return self.strides
+
+    def element_size(self) -> int:
+        return self.size
+
+
+@dataclasses.dataclass
+class Unknown(Initializer):
+    kind: int  # type: ignore[misc]
+
+
+def a_fill(tensor: object = T, initializer: object = Normal(), **kwargs: object) -> Fill:
+    return Fill(tensor, initializer, **kwargs)  # type: ignore[arg-type]
+
+
+REFUSED: dict[str, tuple[Fill, type[Exception]]] = {
+    "a negative size": (a_fill(Described((-6, 4))), ValueError),
+    "two negative sizes": (a_fill(Described((-6, -4))), ValueError),
+    "fewer strides than sizes": (a_fill(Described(strides=(4,))), ValueError),
+    "more strides than sizes": (a_fill(Described(strides=(4, 1, 1))), ValueError),
+    "sizes that are no tuple": (a_fill(Described([6, 4])), TypeError),
+    "an item of three bytes": (a_fill(Described(size=3, dtype=torch.int64), Pattern((0, 0))), ValueError),
+    "an item of 2^32 + 4 bytes": (a_fill(Described(size=2**32 + 4, dtype=torch.int64), Pattern((0, 0))), ValueError),
+    "an unknown kind": (a_fill(T, Unknown(99)), ValueError),
+    "a negative kind": (a_fill(T, Unknown(-1)), ValueError),
+    "a kind inside of the library": (a_fill(T, Unknown(int(Kind.DIAGONALS))), ValueError),
+    "sparse without its second stream": (a_fill(T, Sparse(0.5)), ValueError),
+    "an offset of more than 66 bits": (a_fill(WORDS, Bits(2**66)), ValueError),
+    "a negative offset": (a_fill(WORDS, Bits(-1)), ValueError),
+    "a region of fewer offsets": (a_fill(region=Region((6, 4), (0,))), ValueError),
+    "a constant that was not made ready": (a_fill(T, Constant(1.0)), AttributeError),
+    "a parameter that is no number": (a_fill(T, Normal("0", 1.0)), TypeError),  # type: ignore[arg-type]
+    "a seed that is no integer": (a_fill(seed=1.5), TypeError),
+    "no fill": (None, AttributeError),  # type: ignore[dict-item]
+}
+
+
+@pytest.mark.parametrize(("bad", "error"), REFUSED.values(), ids=[k.replace(" ", "_") for k in REFUSED])
+def test_refused_fill(bad: Fill, error: type[Exception]) -> None:
+    T.fill_(7.0)
+    for call in (
+        lambda fills: _C.fill_cpu(fills, DTYPE_CODES, 1, False, False),
+        lambda fills: _C.lowered(fills, DTYPE_CODES),
+    ):
+        with pytest.raises(error):
+            call([Fill(T, Normal()), bad])
+    assert bool((T == 7.0).all())
+
+
+@pytest.mark.parametrize("code", [7, 63, -1, 2**32])
+def test_an_unknown_dtype_is_refused(code: int) -> None:
+    with pytest.raises(ValueError, match="malformed fill"):
+        _C.fill_cpu([Fill(T, Normal())], {torch.float32: code}, 1, False, False)
+
+
+@pytest.mark.parametrize("arguments", [(), ([],), ([], {}, 1, False), ([], {}, 1, False, False, 1), (3, {}, 1, 0, 0)])
+def test_other_arguments_are_refused(arguments: tuple) -> None:
+    with pytest.raises(TypeError):
+        _C.fill_cpu(*arguments)
 
 
 @pytest.mark.parametrize("count", [-(2**31), -1, 0])
 def test_no_threads_is_one(count: int) -> None:
     tensor = dirty((6, 4), torch.float32)
-    _C.fill_cpu(describe(tensor), None, [int(Kind.NORMAL), SEED, STREAM - 2**64, 2, 0, 0], [0.0, 1.0], count)
+    _C.fill_cpu([Fill(tensor, Normal(), SEED, STREAM)], DTYPE_CODES, count, False, False)
     np.testing.assert_array_equal(bits_of(tensor), expected(Normal(), (6, 4), torch.float32))
+
+
+# A batch is any iterable. It is read 256 fills at a time, and other threads begin meanwhile.
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 1024, 1300, 2100])
+def test_a_batch_in_chunks_is_its_fills_one_by_one(count: int, threads: int) -> None:
+    def fills(size: int) -> Iterator[Fill]:
+        for n in range(count):
+            tensors.append(dirty((size + n % 7,), torch.float32))
+            yield Fill(tensors[-1], Normal(), SEED, STREAM + n)
+
+    for size in (3, 300):  # 300: enough for a chunk to wake a thread
+        tensors: list[torch.Tensor] = []
+        _C.fill_cpu(fills(size), DTYPE_CODES, threads, True, False)
+        assert len(tensors) == count
+        for n, tensor in enumerate(tensors):
+            alone = dirty(tensor.shape, torch.float32)
+            fill([Fill(alone, Normal(), SEED, STREAM + n)])
+            assert torch.equal(tensor, alone)
+
+
+def test_tensors_that_only_the_batch_knows_live_until_they_are_filled() -> None:
+    """Memory that went back while threads write to it would be other tensors' memory by then."""
+    gone: list[int] = []
+
+    def fills() -> Iterator[Fill]:
+        for n in range(1500):
+            tensor = torch.empty(300)
+            weakref.finalize(tensor, gone.append, n)
+            yield Fill(tensor, Normal(), 1, n)
+
+    _C.fill_cpu(fills(), DTYPE_CODES, 3, True, False)
+    assert sorted(gone) == list(range(1500))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_nothing_is_at_work_when_reading_has_failed(error: type[BaseException]) -> None:
+    """Chunks that other threads have begun by then are finished first, so their memory may go."""
+    tensors = [torch.zeros(20_000) for _ in range(700)]
+
+    def fills() -> Iterator[Fill]:
+        for n, tensor in enumerate(tensors):
+            if n == 600:
+                raise error
+            yield Fill(tensor, Normal(), 1, n)
+
+    with pytest.raises(error):
+        _C.fill_cpu(fills(), DTYPE_CODES, 3, True, False)
+    assert all(bool(tensor.any()) for tensor in tensors[:512])
+    assert not any(bool(tensor.any()) for tensor in tensors[512:])
+    for tensor in tensors:
+        tensor.zero_()
+    time.sleep(0.02)
+    assert not any(bool(tensor.any()) for tensor in tensors)
+
+
+def test_an_iterable_may_fill_others_meanwhile() -> None:
+    """Python that runs in the middle of a batch can be a batch itself."""
+    inner, outer = dirty((100,), torch.float32), [dirty((100,), torch.float32) for _ in range(300)]
+
+    def fills() -> Iterator[Fill]:
+        for n, tensor in enumerate(outer):
+            fill([Fill(inner, Normal(), SEED, STREAM)])
+            yield Fill(tensor, Normal(), SEED, STREAM + n)
+
+    _C.fill_cpu(fills(), DTYPE_CODES, 2, False, False)
+    assert torch.equal(inner, outer[0])
+    assert not torch.equal(outer[0], outer[1])
 
 
 def test_unknown_instruction_set() -> None:

@@ -16,7 +16,7 @@ import shutil
 import struct
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -27,8 +27,9 @@ from bits import REAL, SEED, STREAM, bits_of, check, check_box, dirty, expected
 from layouts import LAYOUTS, Layout, batch, raw
 from parameters import ALL, EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 from test_kernels import EXTREME_WORDS, FAR_BOXES, SIZES
+from wire import to_wire
 
-from torch_fastinit import _C, backend
+from torch_fastinit import backend
 from torch_fastinit.initializers import Normal, Program, Sparse, TruncatedNormal, Uniform
 from torch_fastinit.ops import Fill, Region, fill
 
@@ -68,15 +69,15 @@ class Server:
         self.mode = self.mode_after = 0
         self.calls = 0
 
-    def fill(self, tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
+    def fill(self, fills: Iterable[Fill], fresh: bool = False) -> None:
         """Sends whole storages, so that what was written beside a view shows, and keeps their addresses' low bits."""
+        tensors, rows, recipe, params = to_wire(fills)
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if t.numel()}
         memory, places = bytearray(), {}
         for address, storage in storages.items():
             memory += bytes((address - len(memory)) % 4096)
             places[address] = len(memory)
             memory += bytes_of(storage).numpy().tobytes()
-        rows = _C.layouts(tensors, backend.DTYPE_CODES)
         at = 0
         for t in tensors:
             base = t.untyped_storage().data_ptr()
@@ -96,6 +97,9 @@ class Server:
             part = bytearray(answer[places[address] : places[address] + len(storage)])
             bytes_of(storage).copy_(torch.frombuffer(part, dtype=torch.uint8))
         self.calls += 1
+
+    def provider(self) -> backend.Provider:
+        return backend.Provider("emulated", "C++", self.fill, lambda device: "")
 
 
 def load_setup() -> ModuleType:
@@ -120,7 +124,8 @@ def built() -> Path:
     # As the build on such a machine would compile it.
     parts = [(source, stem, own) for source, stem, own in setup.compilations(None) if stem != "bindings"]
     version = subprocess.run([CXX, "--version"], check=True, capture_output=True).stdout
-    contents = [path.read_bytes() for path in (*sorted((ROOT / "csrc").glob("*.[ch]*")), main)]
+    sources = [path for path in sorted((ROOT / "csrc").rglob("*.[ch]*")) if path.is_file()]
+    contents = [path.read_bytes() for path in (*sources, main, ROOT / "tests" / "wire.h")]
     key = hashlib.sha256(b"\0".join([repr((setup.CXX_FLAGS, parts)).encode(), version, *contents])).hexdigest()
     folder = ROOT / "build" / "aarch64" / key[:16]
     if not (folder / "server").exists():
@@ -147,7 +152,7 @@ def process(built: Path) -> Iterator[Server]:
 def server(request: pytest.FixtureRequest, process: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Fills of CPU tensors go through the emulated program."""
     process.instruction_set, process.mode, process.threads, process.calls = request.param, 0, 2, 0
-    monkeypatch.setitem(backend._serving, "cpu", ("emulated", process.fill))
+    monkeypatch.setitem(backend.serving, "cpu", process.provider())
     yield process
     assert process.calls > 0
 
@@ -162,7 +167,7 @@ def test_layouts(layout: Layout, process: Server, server: Server, monkeypatch: p
     theirs: list[torch.Tensor] = []
     work = batch(layout, ours)
     fill(work)
-    monkeypatch.setitem(backend._serving, "cpu", ("cpu", backend._fill_cpu))
+    monkeypatch.setitem(backend.serving, "cpu", backend.PROVIDERS["cpu"])
     fill(batch(layout, theirs))
     for f, a, b in zip(work, ours, theirs, strict=True):
         assert torch.equal(raw(a), raw(b)), (f.initializer, f.tensor.dtype)
@@ -237,7 +242,7 @@ def test_several_pieces(server: Server) -> None:
     for dtype in (torch.float32, torch.bfloat16):  # on two threads, with a ragged end
         ours, theirs = dirty((2**18 + 3000 + 7,), dtype), dirty((2**18 + 3000 + 7,), dtype)
         fill([Fill(ours, Normal(), SEED, STREAM)])
-        backend._fill_cpu([theirs], (int(Normal().kind), SEED, STREAM - 2**64, 2, 0, 0), (0.0, 1.0))
+        backend.PROVIDERS["cpu"].run([Fill(theirs, Normal(), SEED, STREAM)], False)
         assert torch.equal(raw(ours), raw(theirs))
 
 

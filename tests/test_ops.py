@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,8 +17,22 @@ from torch.library import opcheck
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_fastinit import init, ops
-from torch_fastinit.initializers import Bits, Constant, Dirac, Eye, Kind, Normal, Sparse, TruncatedNormal, Uniform
+import torch_fastinit as fastinit
+from torch_fastinit import backend, eager, init, ops
+from torch_fastinit.codes import Kind, Op
+from torch_fastinit.initializers import (
+    Bits,
+    Constant,
+    Dirac,
+    Eye,
+    Normal,
+    Pattern,
+    Program,
+    Sparse,
+    Step,
+    TruncatedNormal,
+    Uniform,
+)
 from torch_fastinit.ops import Fill, Region
 from torch_fastinit.stream import draw_stream
 
@@ -163,37 +179,123 @@ def test_region_is_a_part_of_the_whole(initializer: Any) -> None:
     assert torch.equal(part, whole[3:7, 2:5])
 
 
-@pytest.fixture
-def by_threes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch of fresh tensors is handed over by three fills at a time, at most two times ahead."""
-    monkeypatch.setattr(ops, "_TOGETHER", 3)
-    monkeypatch.setattr(ops, "_AHEAD", 2)
-
-
-@pytest.mark.usefixtures("by_threes", "threads")
-@pytest.mark.parametrize("count", [2, 3, 4, 9, 40])
-def test_a_batch_by_and_by_is_the_batch_at_once(count: int) -> None:
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("count", [2, 255, 256, 257, 1300])
+def test_a_batch_of_fresh_tensors_is_the_batch_as_an_op(count: int) -> None:
     def fills() -> list[Fill]:
-        return [Fill(torch.zeros(30_000 + n), Normal(), 1, n) for n in range(count)]
+        return [Fill(torch.zeros(300 + n % 7), Normal(), 1, n) for n in range(count)]
 
-    by_and_by, at_once = fills(), fills()
-    ops.fill(by_and_by, fresh=True)
-    ops.fill(at_once)
-    assert all(torch.equal(a.tensor, b.tensor) for a, b in zip(by_and_by, at_once, strict=True))
-    assert all(bool(f.tensor.any()) for f in at_once)
+    fresh, as_op = fills(), fills()
+    ops.fill(fresh, fresh=True)
+    ops.fill(as_op)
+    assert all(torch.equal(a.tensor, b.tensor) for a, b in zip(fresh, as_op, strict=True))
+    assert all(bool(f.tensor.any()) for f in as_op)
 
 
-@pytest.mark.usefixtures("by_threes", "threads")
+@pytest.mark.usefixtures("threads")
 def test_nothing_is_at_work_when_a_batch_has_failed() -> None:
     """Its last fill is refused when the others have begun: they are finished first, so their memory may go."""
-    tensors = [torch.zeros(400_000) for _ in range(6)]
+    tensors = [torch.zeros(20_000) for _ in range(600)]
     bad = Fill(torch.zeros(3, 1).expand(3, 3), Normal())
     with pytest.raises(RuntimeError, match="more than one element"):
         ops.fill([*(Fill(t, Normal(), 1, n) for n, t in enumerate(tensors)), bad], fresh=True)
+    assert all(bool(t.any()) for t in tensors[:512])
     for t in tensors:
         t.zero_()
     time.sleep(0.02)
     assert not any(bool(t.any()) for t in tensors)
+
+
+STEPS = (Step(Op.MUL, 0.1, torch.float32), Step(Op.CAST, 0.0, torch.bfloat16))
+EVERY: list[tuple[Any, torch.dtype]] = [
+    (Uniform(-1.0, 1.0), torch.bfloat16),
+    (Normal(0.0, 0.02), torch.complex64),
+    (TruncatedNormal(0.0, 1.0, -math.inf, 3.0), torch.float64),
+    (Constant(2.5), torch.float16),
+    (Constant(-3), torch.int64),
+    (Constant(1 - 2j), torch.complex128),
+    (Eye(), torch.float32),
+    (Sparse(0.5, 1.0), torch.float32),
+    (Bits(2**65 + 2**63 + 5), torch.int32),
+    (Program(TruncatedNormal(), torch.float32, STEPS), torch.bfloat16),
+]
+
+
+def test_decode_is_the_inverse_of_encode() -> None:
+    words = (0, 1, 2**63 - 1, 2**63, 2**64 - 1)
+    for n, (initializer, dtype) in enumerate(EVERY):
+        for region in (None, Region((9, 8), (2, 1))):
+            seed, stream = words[n % 5], words[(n + 2) % 5]
+            batch = [Fill(torch.zeros(6, 4, dtype=dtype), initializer, seed, stream, region), Fill(T3, Dirac(2))]
+            fills = [ops.ready(fill) for fill in batch]
+            lists = ops.encode(batch)
+            assert all(-(2**63) <= number < 2**63 for number in lists[1])  # what an op's integers hold
+            decoded = ops.decode(*lists)
+            assert ops.encode(decoded)[1:] == lists[1:]
+            for fill, other in zip(fills, decoded, strict=True):
+                assert fill.tensor is other.tensor or torch.equal(fill.tensor, other.tensor)
+                assert fill.initializer == other.initializer
+                assert fill.region == other.region
+                assert fill.second == other.second
+                if not isinstance(fill.initializer, Pattern):
+                    assert (fill.seed, fill.stream) == (other.seed, other.stream)
+
+
+T3 = torch.zeros(4, 2, 3)
+
+
+def test_an_ordinary_fill_is_ready_as_it_is() -> None:
+    fill = Fill(torch.zeros(3), Normal(), 1, 2)
+    assert ops.ready(fill) is fill
+
+
+class _Entry:
+    """In the place of the compiled module: notes what reaches it, and from where."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.types: list[type] = []
+        self.stack: list[tuple[str, str]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+    def fill_cpu(self, fills: Any, *args: Any) -> None:
+        fills = list(fills)
+        self.types += [type(fill) for fill in fills]
+        frame = sys._getframe(1)
+        self.stack = []
+        while frame is not None and frame.f_code.co_filename != __file__:
+            self.stack.append((frame.f_code.co_filename, frame.f_code.co_name))
+            frame = frame.f_back  # type: ignore[assignment]
+        self.module.fill_cpu(fills, *args)
+
+
+@pytest.fixture
+def entry(monkeypatch: pytest.MonkeyPatch) -> _Entry:
+    entry = _Entry(backend._C)
+    monkeypatch.setattr(backend, "_C", entry)
+    return entry
+
+
+@pytest.mark.parametrize("name", ["normal_", "uniform_"])
+def test_an_eager_call_is_four_calls_in_three_files(name: str, entry: _Entry) -> None:
+    """From whoever calls it to C++, on an ordinary CPU tensor."""
+    for tensor in (torch.empty(3), torch.nn.Parameter(torch.empty(3, 4))):
+        getattr(init, name)(tensor)
+        assert len(entry.stack) <= 4, entry.stack
+        assert len({file for file, _ in entry.stack}) <= 3, entry.stack
+
+
+def test_materialize_and_an_eager_call_hand_the_same_to_the_same(entry: _Entry) -> None:
+    init.normal_(torch.empty(3))
+    init.eye_(torch.empty(3, 3))
+    fastinit.random_bits_(torch.empty(3, dtype=torch.int32), seed=0, stream=0)
+    assert entry.types == [Fill] * 3
+    with fastinit.deferred():
+        model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(3))
+    fastinit.materialize(model)
+    assert entry.types == [Fill] * 7
 
 
 def test_region_of_a_complex_tensor() -> None:
@@ -273,12 +375,13 @@ def test_without_the_dispatcher_is_as_with_it(name: str, kind: str, monkeypatch:
             outcome = str(error)
         return outcome, t._version - before, t.detach().clone()
 
-    direct = []
-    plain = ops.fill_plain
-    monkeypatch.setattr(init, "fill_plain", lambda *args: direct.append(plain(*args)) or direct[-1])
+    asked = []
+    watched = ops.watched
+    monkeypatch.setattr(eager, "watched", lambda: asked.append(watched()) or asked[-1])
     ours = run()
-    assert all(direct)
-    monkeypatch.setattr(init, "fill_plain", lambda *args: False)
+    assert not any(asked)
+    assert len(asked) == (name not in ("orthogonal_", "constant_"))  # which are other ops of torch
+    monkeypatch.setattr(eager, "watched", lambda: True)
     theirs = run()
     assert ours[:2] == theirs[:2]
     assert torch.equal(ours[2], theirs[2])

@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -24,8 +24,9 @@ from layouts import LAYOUTS, Layout, batch, raw
 from parameters import NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 
 from torch_fastinit import _C, backend
+from torch_fastinit.codes import DTYPE_CODES
 from torch_fastinit.initializers import Initializer, Program, Sparse
-from torch_fastinit.ops import fill
+from torch_fastinit.ops import Fill, fill
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,14 +59,19 @@ def interpreted() -> Iterator[ModuleType]:
         yield load("interpreted_triton_kernels")
 
 
+def provider(interpreted: ModuleType) -> backend.Provider:
+    def run(fills: Iterable[Fill], fresh: bool) -> None:
+        fills = tuple(fills)
+        interpreted.fill([fill.tensor for fill in fills], _C.lowered(fills, DTYPE_CODES))
+
+    return backend.Provider("interpreted", "Triton", run, lambda device: "")
+
+
 @pytest.fixture
 def triton_fills(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fills of CPU tensors go through the interpreted kernels."""
 
-    def run(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
-        interpreted.fill(tensors, _C.lowered(tensors, backend.DTYPE_CODES, recipe, params))
-
-    monkeypatch.setitem(backend._serving, "cpu", ("interpreted", run))
+    monkeypatch.setitem(backend.serving, "cpu", provider(interpreted))
 
 
 # One of each form of each distribution; a launch of the interpreter takes a tenth of a second.
@@ -107,11 +113,7 @@ def test_layouts(layout: Layout, interpreted: ModuleType, monkeypatch: pytest.Mo
     dtypes = (torch.float32, torch.bfloat16)
     fill(batch(layout, theirs, dtypes))
     work = batch(layout, ours, dtypes)
-    monkeypatch.setitem(
-        backend._serving,
-        "cpu",
-        ("interpreted", lambda t, r, p: interpreted.fill(t, _C.lowered(t, backend.DTYPE_CODES, r, p))),
-    )
+    monkeypatch.setitem(backend.serving, "cpu", provider(interpreted))
     fill(work)
     for f, a, b in zip(work, ours, theirs, strict=True):
         assert torch.equal(raw(a), raw(b)), (f.initializer, f.tensor.dtype)

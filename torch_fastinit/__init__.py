@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch_fastinit import init
 from torch_fastinit.backend import backends
-from torch_fastinit.ops import random_bits_
+from torch_fastinit.eager import random_bits_
 from torch_fastinit.stream import stream_id
 
 if TYPE_CHECKING:

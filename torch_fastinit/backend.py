@@ -1,15 +1,13 @@
 """Which backend serves a device: the only file that calls one.
 
-==========  =======================================================================================================
-device      backends, the first that can serve it does
-==========  =======================================================================================================
-``cpu``     ``cpu`` (C++); ``triton`` in Triton's interpreter, if forced
-``cuda``    ``cuda`` (CUDA C++, where the build and the driver have it; not on AMD); ``triton``
-``xpu``     ``triton``
-==========  =======================================================================================================
+| device | backends, the first that can serve it does |
+|---|---|
+| `cpu` | `cpu` (C++); `triton` in Triton's interpreter, if forced |
+| `cuda` | `cuda` (CUDA C++, where the build and the driver have it; not on AMD); `triton` |
+| `xpu` | `triton` |
 
-The environment variable ``FASTINIT_BACKEND`` names one to be used for every device that it can serve;
-:func:`backends` forces one for a device. ``FASTINIT_HUGE_PAGES`` is for fresh CPU memory (:func:`huge_pages`).
+The environment variable `FASTINIT_BACKEND` names one to be used for every device that it can serve; `backends` forces
+one for a device. `FASTINIT_HUGE_PAGES` is for fresh CPU memory (see `huge_pages`).
 """
 
 from __future__ import annotations
@@ -19,54 +17,54 @@ import functools
 import glob
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from torch_fastinit import _C
+from torch_fastinit.codes import DTYPE_CODES
 
-__all__ = ["DEVICES", "DTYPE_CODES", "backends", "begin", "run"]
-
-#: dtypes that the kernels write; csrc/fill.h has the same list. A constant goes into any dtype, by its bit pattern: the
-#: code of others is the last of fill.h's plus the item size.
-DTYPE_CODES: dict[torch.dtype, int] = {
-    torch.float32: 0,
-    torch.float64: 1,
-    torch.float16: 2,
-    torch.bfloat16: 3,
-    torch.float8_e4m3fn: 4,
-    torch.float8_e5m2: 5,
-    torch.int32: 6,
-}
-
-Backend = Callable[[Sequence[torch.Tensor], Sequence[int], Sequence[float]], None]
+#: Fills of `torch_fastinit.ops`, made ready there: all of them on one device.
+Fills = Iterable[Any]
 
 
-# Each backend: how it runs a batch, and why it cannot serve a type of device ("" if it can).
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Something that can run fills.
+
+    `run(fills, fresh)` runs them; `fresh` says that nobody else has seen their memory yet. `why_not(device)` says why
+    it cannot serve a type of device ("" if it can).
+    """
+
+    name: str
+    title: str
+    run: Callable[[Fills, bool], None]
+    why_not: Callable[[str], str]
 
 
-def _fill_cpu(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
-    """On ``torch.get_num_threads()`` threads, without the GIL."""
-    _C.fill_cpu(tensors, DTYPE_CODES, recipe, params, torch.get_num_threads())
+def _fill_cpu(fills: Fills, fresh: bool) -> None:
+    """On `torch.get_num_threads()` threads, without the GIL."""
+    _C.fill_cpu(fills, DTYPE_CODES, torch.get_num_threads(), fresh, fresh and huge_pages())
 
 
-def _fill_cuda(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
+def _fill_cuda(fills: Fills, fresh: bool) -> None:
     """On the current stream of the tensors' device; returns without waiting."""
-    device = tensors[0].device
-    stream = torch.cuda.current_stream(device).cuda_stream
-    _C.fill_cuda(tensors, DTYPE_CODES, recipe, params, device.index, stream)
+    fills = tuple(fills)
+    device = fills[0].tensor.device
+    _C.fill_cuda(fills, DTYPE_CODES, device.index, torch.cuda.current_stream(device).cuda_stream)
 
 
-def _fill_triton(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
+def _fill_triton(fills: Fills, fresh: bool) -> None:
     """On the current stream of the tensors' device; returns without waiting, once the kernels are compiled."""
     import torch_fastinit.triton_kernels as triton_kernels  # takes its time, so only where it is used
 
-    fills = _C.lowered(tensors, DTYPE_CODES, recipe, params)
-    if tensors[0].device.type == "cpu":
-        triton_kernels.fill(tensors, fills)
-    else:
-        with torch.get_device_module(tensors[0].device).device(tensors[0].device):
-            triton_kernels.fill(tensors, fills)
+    fills = tuple(fills)
+    tensors, lowered = [fill.tensor for fill in fills], _C.lowered(fills, DTYPE_CODES)
+    device = tensors[0].device
+    with contextlib.nullcontext() if device.type == "cpu" else torch.get_device_module(device).device(device):
+        triton_kernels.fill(tensors, lowered)
 
 
 def _no_cpu(device: str) -> str:
@@ -96,10 +94,10 @@ def _no_triton(device: str) -> str:
     return ""
 
 
-_BACKENDS: dict[str, tuple[Backend, Callable[[str], str], str]] = {
-    "cpu": (_fill_cpu, _no_cpu, "C++"),
-    "cuda": (_fill_cuda, _no_cuda, "CUDA C++"),
-    "triton": (_fill_triton, _no_triton, "Triton"),
+PROVIDERS = {
+    "cpu": Provider("cpu", "C++", _fill_cpu, _no_cpu),
+    "cuda": Provider("cuda", "CUDA C++", _fill_cuda, _no_cuda),
+    "triton": Provider("triton", "Triton", _fill_triton, _no_triton),
 }
 #: For each type of device what may serve it, best first.
 DEVICES: dict[str, tuple[str, ...]] = {
@@ -108,66 +106,49 @@ DEVICES: dict[str, tuple[str, ...]] = {
     "xpu": ("triton",),
 }
 
-#: What serves each type of device, once that was decided: its name and how it runs a batch.
-_serving: dict[str, tuple[str, Backend]] = {}
+#: What serves each type of device, once that was decided.
+serving: dict[str, Provider] = {}
 
 
 def _refuse(device: str, name: str, reason: str) -> RuntimeError:
     return RuntimeError(f"backend {name!r} cannot serve device type {device!r}: {reason}")
 
 
-def _decide(device: str) -> tuple[str, Backend]:
+def _decide(device: str) -> Provider:
     wanted = os.environ.get("FASTINIT_BACKEND", "")
-    if wanted and wanted not in _BACKENDS:
-        raise ValueError(f"FASTINIT_BACKEND is {wanted!r}; it can be one of {', '.join(_BACKENDS)} or unset")
-    names = DEVICES[device]
-    if wanted in names:
-        reason = _BACKENDS[wanted][1](device)
-        if not reason:
-            return wanted, _BACKENDS[wanted][0]
-        if device != "cpu":
-            raise _refuse(device, wanted, reason)
+    if wanted and wanted not in PROVIDERS:
+        raise ValueError(f"FASTINIT_BACKEND is {wanted!r}; it can be one of {', '.join(PROVIDERS)} or unset")
+    candidates = [PROVIDERS[name] for name in DEVICES[device]]
+    for provider in candidates:
+        if provider.name == wanted:
+            reason = provider.why_not(device)
+            if not reason:
+                return provider
+            if device != "cpu":
+                raise _refuse(device, wanted, reason)
     reasons: list[str] = []
-    for name in names:
-        reason = _BACKENDS[name][1](device)
+    for provider in candidates:
+        reason = provider.why_not(device)
         if not reason:
-            if name == "triton" and "cuda" in names and _C.has_cuda() and torch.version.hip is None:
+            if provider.name == "triton" and "cuda" in DEVICES[device] and _C.has_cuda() and torch.version.hip is None:
                 warnings.warn(
                     f"torch_fastinit: its CUDA kernels cannot be used here ({reasons[0]}); Triton serves instead, "
                     "with the same values",
                     stacklevel=2,
                 )
-            return name, _BACKENDS[name][0]
-        reasons.append(f"{name}: {reason}")
+            return provider
+        reasons.append(f"{provider.name}: {reason}")
     raise RuntimeError(f"no backend of torch_fastinit can serve device type {device!r} ({'; '.join(reasons)})")
 
 
-def run(device: str, tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
-    """Run a batch of fills (see :mod:`torch_fastinit.ops`), all of it on one device of this type."""
-    if device not in _serving:
-        _serving[device] = _decide(device)
-    _serving[device][1](tensors, recipe, params)
-
-
-def begin(
-    device: str, tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]
-) -> Callable[[], None]:
-    """:func:`run` for tensors in fresh memory: other threads may still be at it, until what this returns is called."""
-    if device not in _serving:
-        _serving[device] = _decide(device)
-    if _serving[device][1] is not _fill_cpu:
-        _serving[device][1](tensors, recipe, params)
-        return _nothing
-    return _C.BatchOnCpu(tensors, DTYPE_CODES, recipe, params, torch.get_num_threads(), huge_pages()).finish
-
-
-def _nothing() -> None:
-    pass
+def provider_for(device: str) -> Provider:
+    """What serves this type of device."""
+    return serving.get(device) or serving.setdefault(device, _decide(device))
 
 
 #: A virtual machine's devices of the kind that takes memory away from it and gives it back.
 _BALLOONS = "/sys/bus/virtio/drivers/virtio_balloon/virtio*/features"
-#: The place in ``features`` of free page reporting (virtio 1.2, section 5.5.3: VIRTIO_BALLOON_F_REPORTING).
+#: The place in `features` of free page reporting (virtio 1.2, section 5.5.3: VIRTIO_BALLOON_F_REPORTING).
 _REPORTING = 5
 
 
@@ -175,7 +156,7 @@ _REPORTING = 5
 def huge_pages() -> bool:
     """Whether the system is asked for huge pages where a large CPU tensor's memory is touched for the first time.
 
-    ``FASTINIT_HUGE_PAGES`` says 1 or 0. By default yes, but for a virtual machine that tells its host which pages are
+    `FASTINIT_HUGE_PAGES` says 1 or 0. By default yes, but for a virtual machine that tells its host which pages are
     free: it is those that a huge page is made of, and to get them back takes longer than to do without.
     """
     wanted = os.environ.get("FASTINIT_HUGE_PAGES", "")
@@ -196,9 +177,9 @@ def backends(**force: str) -> dict[str, str]:
     All backends write the same bits, so this is about speed and about what was built.
 
     Args:
-        force: for a type of device (``cpu``, ``cuda``, ``xpu``) the backend that shall serve it from now on:
-            ``"cpu"``, ``"cuda"``, ``"triton"``, or ``"auto"`` for the first that can. Before the first fill on a
-            device, the environment variable ``FASTINIT_BACKEND`` names one for all devices that it can serve.
+        force: for a type of device (`cpu`, `cuda`, `xpu`) the backend that shall serve it from now on: `"cpu"`,
+            `"cuda"`, `"triton"`, or `"auto"` for the first that can. Before the first fill on a device, the
+            environment variable `FASTINIT_BACKEND` names one for all devices that it can serve.
 
     Returns:
         A dictionary from the type of device to a description. Devices that this machine lacks are left out.
@@ -216,15 +197,15 @@ def backends(**force: str) -> dict[str, str]:
         if device not in DEVICES:
             raise ValueError(f"no backend serves device type {device!r}; there are {', '.join(DEVICES)}")
         if name == "auto":
-            _serving.pop(device, None)
+            serving.pop(device, None)
             continue
-        if name not in _BACKENDS:
-            raise ValueError(f"there is no backend {name!r}; there are {', '.join(_BACKENDS)} and auto")
-        serve, reason_of, _ = _BACKENDS[name]
-        reason = reason_of(device) if name in DEVICES[device] else "it is not made for it"
+        if name not in PROVIDERS:
+            raise ValueError(f"there is no backend {name!r}; there are {', '.join(PROVIDERS)} and auto")
+        provider = PROVIDERS[name]
+        reason = provider.why_not(device) if name in DEVICES[device] else "it is not made for it"
         if reason:
             raise _refuse(device, name, reason)
-        _serving[device] = (name, serve)
+        serving[device] = provider
     return {device: _described(device) for device in DEVICES if _present(device)}
 
 
@@ -234,8 +215,7 @@ def _present(device: str) -> bool:
 
 def _described(device: str) -> str:
     try:
-        name = _serving[device][0] if device in _serving else _decide(device)[0]
+        provider = serving.get(device) or _decide(device)
     except RuntimeError as error:
         return f"none: {error}"
-    title = _BACKENDS[name][2]
-    return f"{title} ({_C.instruction_set()})" if name == "cpu" else title
+    return f"{provider.title} ({_C.instruction_set()})" if provider.name == "cpu" else provider.title

@@ -1,9 +1,9 @@
-r"""Drop-in for :mod:`torch.nn.init`: the same names, signatures, defaults, return values, errors and warnings.
+r"""Drop-in for `torch.nn.init`: the same names, signatures, defaults, return values, errors and warnings.
 
-Every random function validates its arguments, says what to write as one
-:mod:`initializer <torch_fastinit.initializers>` and hands that to one fill: one pass over memory on every thread, with
+Every random function validates its arguments, says what to write as one initializer
+(`torch_fastinit.initializers`) and hands that to one fill: one pass over memory on every thread, with
 bits that depend on the seed and on an element's row-major index alone - not on strides, threads or instruction set. The
-seed is drawn from ``generator=``, or from torch's default CPU generator, so ``torch.manual_seed`` governs::
+seed is drawn from `generator=`, or from torch's default CPU generator, so `torch.manual_seed` governs:
 
     >>> import torch
     >>> from torch_fastinit import init
@@ -13,11 +13,11 @@ seed is drawn from ``generator=``, or from torch's default CPU generator, so ``t
     True
 
 Tensors may have any shape and strides. Random fills write float16, bfloat16, float32, float64, float8_e4m3fn,
-float8_e5m2 and complex tensors; another dtype raises ``NotImplementedError``, a tensor whose elements share memory (an
-expanded one) ``RuntimeError``, and a function that raises leaves its tensor untouched. As in torch, every function
+float8_e5m2 and complex tensors; another dtype raises `NotImplementedError`, a tensor whose elements share memory (an
+expanded one) `RuntimeError`, and a function that raises leaves its tensor untouched. As in torch, every function
 returns its tensor, works on leaves that require gradients, and bumps the tensor's version counter.
 
-For the scaled functions, ``fan_in`` is ``shape[1] * prod(shape[2:])``, ``fan_out`` is ``shape[0] * prod(shape[2:])``.
+For the scaled functions, `fan_in` is `shape[1] * prod(shape[2:])`, `fan_out` is `shape[0] * prod(shape[2:])`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 
 # Bound here, once: code that puts this module's functions into torch.nn.init must not send these back to this module.
 from torch.nn.init import calculate_gain
@@ -38,9 +37,10 @@ from torch.nn.init import dirac_ as _torch_dirac_
 from torch.nn.init import eye_ as _torch_eye_
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from torch_fastinit.initializers import Dirac, Eye, Initializer, Normal, Sparse, TruncatedNormal, Uniform
-from torch_fastinit.ops import RANDOM_DTYPES, Fill, fill, fill_one, fill_plain, refuse_inference_update
-from torch_fastinit.orthogonal import QR_DTYPE, orthogonal
+from torch_fastinit import eager
+from torch_fastinit.initializers import Dirac, Eye, Normal, Sparse, TruncatedNormal, Uniform
+from torch_fastinit.ops import RANDOM_DTYPES
+from torch_fastinit.orthogonal import orthogonal_ as _orthogonal_
 
 __all__ = [
     "calculate_gain",
@@ -75,42 +75,8 @@ _LARGEST = {dtype: torch.finfo(dtype).max for dtype in RANDOM_DTYPES} | {
 # ---- What every function needs --------------------------------------------------------------------------------------
 
 
-def _random_fill(tensor: Tensor, initializer: Initializer, generator: torch.Generator | None) -> Tensor:
-    """One fill, with the manners of an in-place operation of torch under ``no_grad``."""
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator, not {type(generator).__name__}")
-    if not is_dynamo_compiling() and fill_plain(tensor, initializer, generator):
-        torch._C._increment_version((tensor,))
-        return tensor
-    if torch.compiler.is_compiling():  # the compiled graph does the manners itself, if it sees no_grad
-        with torch.no_grad():
-            fill_one(tensor, initializer, generator)
-        return tensor
-    refuse_inference_update(tensor)
-    if tensor.is_neg() or tensor.is_conj():
-        # A view that negates or conjugates lazily: its memory holds other values, so by way of new memory.
-        new = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        with torch.no_grad():
-            return tensor.copy_(_random_fill(new, initializer, generator))
-    fill_one(tensor, initializer, generator)
-    torch.autograd.graph.increment_version(tensor)
-    return tensor
-
-
-def _fixed_fill(tensor: Tensor, initializer: Initializer) -> Tensor:
-    """As :func:`_random_fill`, for values that are not random."""
-    if torch.compiler.is_compiling():
-        with torch.no_grad():
-            fill([Fill(tensor, initializer)])
-        return tensor
-    refuse_inference_update(tensor)
-    fill([Fill(tensor, initializer)])
-    torch.autograd.graph.increment_version(tensor)
-    return tensor
-
-
 def _number(value: Any, name: str) -> float:
-    """``value`` as torch converts an argument of type float."""
+    """`value` as torch converts an argument of type float."""
     if isinstance(value, (str, bytes, bytearray, complex)) or (
         isinstance(value, Tensor) and (value.dim() != 0 or value.requires_grad)
     ):
@@ -119,7 +85,7 @@ def _number(value: Any, name: str) -> float:
 
 
 def _uniform(tensor: Tensor, a: Any, b: Any, generator: torch.Generator | None) -> Tensor:
-    """U(a, b), checked as ``Tensor.uniform_`` checks it."""
+    """U(a, b), checked as `Tensor.uniform_` checks it."""
     a = a if type(a) is float else _number(a, "a")
     b = b if type(b) is float else _number(b, "b")
     largest = _LARGEST.get(tensor.dtype, math.inf)
@@ -131,32 +97,46 @@ def _uniform(tensor: Tensor, a: Any, b: Any, generator: torch.Generator | None) 
         if a > b:
             raise RuntimeError(f"uniform_ expects to return a [a, b) range, but found a={a} > b={b}")
         raise RuntimeError(f"uniform_ expects b - a <= {largest}, the largest {tensor.dtype}, but found a={a}, b={b}")
-    return _random_fill(tensor, Uniform(a, b), generator)
+    return eager.fill(tensor, Uniform(a, b), generator)
 
 
 def _normal(tensor: Tensor, mean: Any, std: Any, generator: torch.Generator | None) -> Tensor:
-    """N(mean, std^2), checked as ``Tensor.normal_`` checks it."""
+    """N(mean, std^2), checked as `Tensor.normal_` checks it."""
     mean = mean if type(mean) is float else _number(mean, "mean")
     std = std if type(std) is float else _number(std, "std")
     if not std >= 0.0:
         raise RuntimeError(f"normal expects std >= 0.0, but found std={std}")
-    return _random_fill(tensor, Normal(mean, std), generator)
+    return eager.fill(tensor, Normal(mean, std), generator)
 
 
-def _fans(tensor: Tensor) -> tuple[int, int]:
+def _fan(tensor: Tensor, mode: str, modes: Sequence[str] = ("fan_in", "fan_out", "fan_avg")) -> float:
+    if mode not in modes:
+        raise ValueError(f"Mode {mode} not supported, please use one of {list(modes)}")
     if tensor.dim() < 2:
         raise ValueError("Fan in and fan out can not be computed for tensor with fewer than 2 dimensions")
     outputs, inputs, *kernel = tensor.shape
-    receptive_field = math.prod(kernel)
-    return inputs * receptive_field, outputs * receptive_field
+    fan = inputs if mode == "fan_in" else outputs if mode == "fan_out" else (inputs + outputs) / 2
+    return fan * math.prod(kernel) if kernel else fan
 
 
 def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: Any) -> float:
-    mode = mode.lower()
-    if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f"Mode {mode} not supported, please use one of ['fan_in', 'fan_out']")
-    fan_in, fan_out = _fans(tensor)
-    return calculate_gain(nonlinearity, a) / math.sqrt(fan_in if mode == "fan_in" else fan_out)
+    fan = _fan(tensor, mode.lower(), ("fan_in", "fan_out"))
+    return calculate_gain(nonlinearity, a) / math.sqrt(fan)
+
+
+def _scaled(tensor: Tensor, std: float, distribution: str, generator: torch.Generator | None) -> Tensor:
+    """A distribution of mean 0 and this standard deviation."""
+    if distribution == "uniform":
+        bound = math.sqrt(3.0) * std
+        return _uniform(tensor, -bound, bound, generator)
+    if distribution == "normal":
+        return _normal(tensor, 0.0, std, generator)
+    if distribution == "truncated_normal":
+        std /= _TRUNCATED_STD
+        return eager.fill(tensor, TruncatedNormal(0.0, std, -2.0 * std, 2.0 * std), generator)
+    raise ValueError(
+        f"Distribution {distribution} not supported, please use one of ['truncated_normal', 'normal', 'uniform']"
+    )
 
 
 def _has_no_elements(tensor: Tensor) -> bool:
@@ -171,7 +151,7 @@ def _has_no_elements(tensor: Tensor) -> bool:
 
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    r"""Fill ``tensor`` with :math:`\mathcal{U}(a, b)`, on [a, b).
+    r"""Fill `tensor` with $\mathcal{U}(a, b)$, on [a, b).
 
     Values are a + (b - a) u, u one of 2**24 (float64: 2**53) equidistant values in [0, 1), rounded once to the dtype;
     none is b or more unless a == b. A complex tensor has independent real and imaginary parts.
@@ -183,7 +163,7 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: torch.Ge
         generator: where the seed is drawn from (default: torch's default CPU generator).
 
     Raises:
-        RuntimeError: ``a > b``; a bound, or ``b - a``, is not finite in the tensor's dtype.
+        RuntimeError: `a > b`; a bound, or `b - a`, is not finite in the tensor's dtype.
 
     Example:
         >>> import torch
@@ -198,7 +178,7 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: torch.Ge
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    r"""Fill ``tensor`` with :math:`\mathcal{N}(\text{mean}, \text{std}^2)`.
+    r"""Fill `tensor` with $\mathcal{N}(\text{mean}, \text{std}^2)$.
 
     Float32 values reach 6.5 standard deviations or more. As in torch, the real and the imaginary part of a complex
     tensor are independent, each with half the variance.
@@ -210,7 +190,7 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: torc
         generator: where the seed is drawn from (default: torch's default CPU generator).
 
     Raises:
-        RuntimeError: ``std`` is negative or nan.
+        RuntimeError: `std` is negative or nan.
 
     Reference:
         Box and Muller, "A note on the generation of random normal deviates" (1958),
@@ -236,9 +216,9 @@ def trunc_normal_(
     b: float = 2.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Fill ``tensor`` with :math:`\mathcal{N}(\text{mean}, \text{std}^2)` conditioned on :math:`[a, b]`.
+    r"""Fill `tensor` with $\mathcal{N}(\text{mean}, \text{std}^2)$ conditioned on $[a, b]$.
 
-    The bounds are values, not deviations: ``trunc_normal_(w, std=0.02)`` cuts at 100 deviations. The quantile function
+    The bounds are values, not deviations: `trunc_normal_(w, std=0.02)` cuts at 100 deviations. The quantile function
     is evaluated once per element, in one pass, and is right in the far tail too; no value is outside the bounds, in the
     tensor's own dtype.
 
@@ -246,16 +226,16 @@ def trunc_normal_(
         tensor: any shape; a real floating-point dtype.
         mean: the mean before truncation.
         std: the standard deviation before truncation.
-        a: the least value; may be ``-inf``.
-        b: the greatest value; may be ``inf``.
+        a: the least value; may be `-inf`.
+        b: the greatest value; may be `inf`.
         generator: where the seed is drawn from (default: torch's default CPU generator).
 
     Raises:
-        RuntimeError: ``a > b``; ``std`` is negative; an argument is nan; nothing in [a, b] is finite in the dtype.
-        ZeroDivisionError: ``std`` is 0.
+        RuntimeError: `a > b`; `std` is negative; an argument is nan; nothing in [a, b] is finite in the dtype.
+        ZeroDivisionError: `std` is 0.
 
     Warns:
-        UserWarning: ``mean`` is more than two deviations outside [a, b].
+        UserWarning: `mean` is more than two deviations outside [a, b].
 
     Example:
         >>> import torch
@@ -282,14 +262,14 @@ def trunc_normal_(
     largest = _LARGEST.get(tensor.dtype, math.inf)
     if a > largest or b < -largest:
         raise RuntimeError(f"trunc_normal_: [a, b] is out of bounds for {tensor.dtype}, but found a={a}, b={b}")
-    return _random_fill(tensor, TruncatedNormal(mean, std, a, b), generator)
+    return eager.fill(tensor, TruncatedNormal(mean, std, a, b), generator)
 
 
 # ---- Fixed values ---------------------------------------------------------------------------------------------------
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
-    r"""Fill ``tensor``, of any shape and dtype, with ``val``, converted as ``Tensor.fill_`` converts it.
+    r"""Fill `tensor`, of any shape and dtype, with `val`, converted as `Tensor.fill_` converts it.
 
     Example:
         >>> import torch
@@ -304,7 +284,7 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
 
 
 def ones_(tensor: Tensor) -> Tensor:
-    r"""Fill ``tensor``, of any shape and dtype, with 1.
+    r"""Fill `tensor`, of any shape and dtype, with 1.
 
     Example:
         >>> import torch
@@ -317,7 +297,7 @@ def ones_(tensor: Tensor) -> Tensor:
 
 
 def zeros_(tensor: Tensor) -> Tensor:
-    r"""Fill ``tensor``, of any shape and dtype, with 0.
+    r"""Fill `tensor`, of any shape and dtype, with 0.
 
     Example:
         >>> import torch
@@ -335,10 +315,10 @@ def eye_(tensor: Tensor) -> Tensor:
     A linear layer keeps as many of its inputs as it can.
 
     Args:
-        tensor: 2 dimensions; any dtype that ``torch.eye`` has.
+        tensor: 2 dimensions; any dtype that `torch.eye` has.
 
     Raises:
-        ValueError: ``tensor`` has not 2 dimensions.
+        ValueError: `tensor` has not 2 dimensions.
 
     Example:
         >>> import torch
@@ -351,20 +331,20 @@ def eye_(tensor: Tensor) -> Tensor:
         raise ValueError("Only tensors with 2 dimensions are supported")
     if tensor.dtype not in RANDOM_DTYPES:
         return _torch_eye_(tensor)
-    return _fixed_fill(tensor, Eye())
+    return eager.fill(tensor, Eye())
 
 
 def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
     r"""Fill a convolution's weight with the Dirac delta: 1 at the kernel's centre where input and output channel agree.
 
-    A convolution keeps as many of its input channels as it can, in each of ``groups`` groups of output channels.
+    A convolution keeps as many of its input channels as it can, in each of `groups` groups of output channels.
 
     Args:
         tensor: 3, 4 or 5 dimensions (output channels, input channels, kernel); any dtype.
         groups: a divisor of the number of output channels.
 
     Raises:
-        ValueError: ``tensor`` has another number of dimensions, or ``groups`` does not divide its first.
+        ValueError: `tensor` has another number of dimensions, or `groups` does not divide its first.
 
     Example:
         >>> import torch
@@ -384,25 +364,25 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
         return tensor
     if tensor.dtype not in RANDOM_DTYPES or groups < 1 or 0 in tensor.shape:
         return _torch_dirac_(tensor, groups)
-    return _fixed_fill(tensor, Dirac(operator.index(groups)))
+    return eager.fill(tensor, Dirac(operator.index(groups)))
 
 
 # ---- Scaled by the fans ---------------------------------------------------------------------------------------------
 
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    r"""Fill ``tensor`` with a uniform distribution scaled by both fans, also known as Glorot initialization.
+    r"""Fill `tensor` with a uniform distribution scaled by both fans, also known as Glorot initialization.
 
-    It is :math:`\mathcal{U}(-a, a)` with :math:`a = \text{gain} \sqrt{6 / (\text{fan\_in} + \text{fan\_out})}`.
+    It is $\mathcal{U}(-a, a)$ with $a = \text{gain} \sqrt{6 / (\text{fan\_in} + \text{fan\_out})}$.
 
     Args:
         tensor: 2 dimensions or more; a floating-point or complex dtype.
-        gain: a factor on the bound; see :func:`calculate_gain`.
+        gain: a factor on the bound; see `calculate_gain`.
         generator: where the seed is drawn from (default: torch's default CPU generator).
 
     Raises:
-        ValueError: ``tensor`` has fewer than 2 dimensions.
-        RuntimeError: ``gain`` is negative.
+        ValueError: `tensor` has fewer than 2 dimensions.
+        RuntimeError: `gain` is negative.
 
     Reference:
         Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks" (AISTATS 2010),
@@ -415,18 +395,15 @@ def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: torch.Generato
         >>> bool(w.abs().max() <= 5 / 3)
         True
     """
-    fan_in, fan_out = _fans(tensor)
-    std = gain * math.sqrt(2.0 / float(fan_in + fan_out))
-    a = math.sqrt(3.0) * std
-    return _uniform(tensor, -a, a, generator)
+    return _scaled(tensor, gain * math.sqrt(1.0 / _fan(tensor, "fan_avg")), "uniform", generator)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-    r"""Fill ``tensor`` with a normal distribution scaled by both fans, also known as Glorot initialization.
+    r"""Fill `tensor` with a normal distribution scaled by both fans, also known as Glorot initialization.
 
-    It is :math:`\mathcal{N}(0, \text{std}^2)` with
-    :math:`\text{std} = \text{gain} \sqrt{2 / (\text{fan\_in} + \text{fan\_out})}`. Arguments, errors and
-    reference as for :func:`xavier_uniform_`.
+    It is $\mathcal{N}(0, \text{std}^2)$ with
+    $\text{std} = \text{gain} \sqrt{2 / (\text{fan\_in} + \text{fan\_out})}$. Arguments, errors and
+    reference as for `xavier_uniform_`.
 
     Example:
         >>> import torch
@@ -435,9 +412,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator
         >>> 0.06 < w.std() < 0.08
         tensor(True)
     """
-    fan_in, fan_out = _fans(tensor)
-    std = gain * math.sqrt(2.0 / float(fan_in + fan_out))
-    return _normal(tensor, 0.0, std, generator)
+    return _scaled(tensor, gain * math.sqrt(1.0 / _fan(tensor, "fan_avg")), "normal", generator)
 
 
 def kaiming_uniform_(
@@ -447,24 +422,24 @@ def kaiming_uniform_(
     nonlinearity: str = "leaky_relu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Fill ``tensor`` with a uniform distribution scaled by one fan, also known as He initialization.
+    r"""Fill `tensor` with a uniform distribution scaled by one fan, also known as He initialization.
 
-    It is :math:`\mathcal{U}(-\text{bound}, \text{bound})` with :math:`\text{bound} = \text{gain} \sqrt{3 / \text{fan}}`
-    and ``gain = calculate_gain(nonlinearity, a)``.
+    It is $\mathcal{U}(-\text{bound}, \text{bound})$ with $\text{bound} = \text{gain} \sqrt{3 / \text{fan}}$
+    and `gain = calculate_gain(nonlinearity, a)`.
 
     Args:
-        tensor: 2 dimensions or more; a floating-point or complex dtype. A weight that is used transposed (``x @ w``) is
-            passed transposed: ``kaiming_uniform_(w.T)``.
+        tensor: 2 dimensions or more; a floating-point or complex dtype. A weight that is used transposed (`x @ w`) is
+            passed transposed: `kaiming_uniform_(w.T)`.
         a: the negative slope of the leaky ReLU after this layer.
-        mode: ``"fan_in"`` keeps the variance in the forward pass, ``"fan_out"`` in the backward pass.
-        nonlinearity: the function after this layer, as :func:`calculate_gain` names it.
+        mode: `"fan_in"` keeps the variance in the forward pass, `"fan_out"` in the backward pass.
+        nonlinearity: the function after this layer, as `calculate_gain` names it.
         generator: where the seed is drawn from (default: torch's default CPU generator).
 
     Raises:
-        ValueError: ``tensor`` has fewer than 2 dimensions; unknown ``mode`` or ``nonlinearity``.
+        ValueError: `tensor` has fewer than 2 dimensions; unknown `mode` or `nonlinearity`.
 
     Warns:
-        UserWarning: ``tensor`` has no elements; nothing is done.
+        UserWarning: `tensor` has no elements; nothing is done.
 
     Reference:
         He, Zhang, Ren and Sun, "Delving deep into rectifiers: surpassing human-level performance on ImageNet
@@ -489,8 +464,7 @@ def kaiming_uniform_(
         )
     if _has_no_elements(tensor):
         return tensor
-    bound = math.sqrt(3.0) * _kaiming_std(tensor, a, mode, nonlinearity)
-    return _uniform(tensor, -bound, bound, generator)
+    return _scaled(tensor, _kaiming_std(tensor, a, mode, nonlinearity), "uniform", generator)
 
 
 def kaiming_normal_(
@@ -500,10 +474,10 @@ def kaiming_normal_(
     nonlinearity: str = "leaky_relu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Fill ``tensor`` with a normal distribution scaled by one fan, also known as He initialization.
+    r"""Fill `tensor` with a normal distribution scaled by one fan, also known as He initialization.
 
-    It is :math:`\mathcal{N}(0, \text{std}^2)` with :math:`\text{std} = \text{gain} / \sqrt{\text{fan}}`. Arguments,
-    errors, warning and reference as for :func:`kaiming_uniform_`.
+    It is $\mathcal{N}(0, \text{std}^2)$ with $\text{std} = \text{gain} / \sqrt{\text{fan}}$. Arguments,
+    errors, warning and reference as for `kaiming_uniform_`.
 
     Example:
         >>> import torch
@@ -514,7 +488,7 @@ def kaiming_normal_(
     """
     if _has_no_elements(tensor):
         return tensor
-    return _normal(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity), generator)
+    return _scaled(tensor, _kaiming_std(tensor, a, mode, nonlinearity), "normal", generator)
 
 
 def variance_scaling_(
@@ -524,25 +498,25 @@ def variance_scaling_(
     distribution: Literal["truncated_normal", "normal", "uniform"] = "truncated_normal",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Fill ``tensor`` with a distribution of mean 0 and variance ``scale / fan``, as JAX's and Keras's initialiser.
+    r"""Fill `tensor` with a distribution of mean 0 and variance `scale / fan`, as JAX's and Keras's initialiser.
 
-    ``"truncated_normal"`` is cut at two deviations and widened so that the variance after the cut is as asked;
-    ``"normal"`` is not cut; ``"uniform"`` is on :math:`[-\sqrt{3 v}, \sqrt{3 v})` for the variance v. The fans are
+    `"truncated_normal"` is cut at two deviations and widened so that the variance after the cut is as asked;
+    `"normal"` is not cut; `"uniform"` is on $[-\sqrt{3 v}, \sqrt{3 v})$ for the variance v. The fans are
     torch's (see above): a weight is laid out (outputs, inputs, kernel).
 
     Args:
         tensor: 2 dimensions or more; a floating-point dtype (complex too, but for the truncated normal).
         scale: the variance times the fan; positive.
-        mode: which fan: ``"fan_in"``, ``"fan_out"``, or ``"fan_avg"``, their mean.
-        distribution: ``"truncated_normal"``, ``"normal"`` or ``"uniform"``.
+        mode: which fan: `"fan_in"`, `"fan_out"`, or `"fan_avg"`, their mean.
+        distribution: `"truncated_normal"`, `"normal"` or `"uniform"`.
         generator: where the seed is drawn from (default: torch's default CPU generator).
 
     Raises:
-        ValueError: ``tensor`` has fewer than 2 dimensions; ``scale`` is not positive; unknown ``mode`` or
-            ``distribution``.
+        ValueError: `tensor` has fewer than 2 dimensions; `scale` is not positive; unknown `mode` or
+            `distribution`.
 
     Warns:
-        UserWarning: ``tensor`` has no elements; nothing is done.
+        UserWarning: `tensor` has no elements; nothing is done.
 
     Reference:
         He, Zhang, Ren and Sun (2015), https://arxiv.org/abs/1502.01852; named and parametrised as in
@@ -557,14 +531,16 @@ def variance_scaling_(
     """
     if _has_no_elements(tensor):
         return tensor
-    return _variance_scaling(tensor, scale, mode, distribution, generator)
+    if not scale > 0.0:
+        raise ValueError(f"scale must be positive, but found {scale}")
+    return _scaled(tensor, math.sqrt(scale / _fan(tensor, mode)), distribution, generator)
 
 
 def lecun_normal_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    r"""Fill ``tensor`` with a truncated normal distribution of variance :math:`1 / \text{fan\_in}`.
+    r"""Fill `tensor` with a truncated normal distribution of variance $1 / \text{fan\_in}$.
 
-    It is ``variance_scaling_(tensor, 1.0, "fan_in", "truncated_normal")``, as in JAX and Keras: cut at two deviations.
-    Arguments, errors and warning as for :func:`variance_scaling_`.
+    It is `variance_scaling_(tensor, 1.0, "fan_in", "truncated_normal")`, as in JAX and Keras: cut at two deviations.
+    Arguments, errors and warning as for `variance_scaling_`.
 
     Reference:
         LeCun, Bottou, Orr and Müller, "Efficient BackProp" (1998), https://doi.org/10.1007/3-540-49430-8_2; Klambauer,
@@ -579,14 +555,14 @@ def lecun_normal_(tensor: Tensor, generator: torch.Generator | None = None) -> T
     """
     if _has_no_elements(tensor):
         return tensor
-    return _variance_scaling(tensor, 1.0, "fan_in", "truncated_normal", generator)
+    return _scaled(tensor, math.sqrt(1.0 / _fan(tensor, "fan_in")), "truncated_normal", generator)
 
 
 def lecun_uniform_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    r"""Fill ``tensor`` with :math:`\mathcal{U}(-a, a)`, :math:`a = \sqrt{3 / \text{fan\_in}}`.
+    r"""Fill `tensor` with $\mathcal{U}(-a, a)$, $a = \sqrt{3 / \text{fan\_in}}$.
 
-    It is ``variance_scaling_(tensor, 1.0, "fan_in", "uniform")``. Arguments, errors and warning as for
-    :func:`variance_scaling_`, reference as for :func:`lecun_normal_`.
+    It is `variance_scaling_(tensor, 1.0, "fan_in", "uniform")`. Arguments, errors and warning as for
+    `variance_scaling_`, reference as for `lecun_normal_`.
 
     Example:
         >>> import torch
@@ -597,36 +573,14 @@ def lecun_uniform_(tensor: Tensor, generator: torch.Generator | None = None) -> 
     """
     if _has_no_elements(tensor):
         return tensor
-    return _variance_scaling(tensor, 1.0, "fan_in", "uniform", generator)
-
-
-def _variance_scaling(
-    tensor: Tensor, scale: float, mode: str, distribution: str, generator: torch.Generator | None
-) -> Tensor:
-    if not scale > 0.0:
-        raise ValueError(f"scale must be positive, but found {scale}")
-    fan_in, fan_out = _fans(tensor)
-    fans = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
-    if mode not in fans:
-        raise ValueError(f"Mode {mode} not supported, please use one of {list(fans)}")
-    std = math.sqrt(scale / fans[mode])
-    if distribution == "truncated_normal":
-        std /= _TRUNCATED_STD
-        return _random_fill(tensor, TruncatedNormal(0.0, std, -2.0 * std, 2.0 * std), generator)
-    if distribution == "normal":
-        return _normal(tensor, 0.0, std, generator)
-    if distribution == "uniform":
-        return _uniform(tensor, -math.sqrt(3.0) * std, math.sqrt(3.0) * std, generator)
-    raise ValueError(
-        f"Distribution {distribution} not supported, please use one of ['truncated_normal', 'normal', 'uniform']"
-    )
+    return _scaled(tensor, math.sqrt(1.0 / _fan(tensor, "fan_in")), "uniform", generator)
 
 
 # ---- Structured -----------------------------------------------------------------------------------------------------
 
 
 def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | None = None) -> Tensor:
-    r"""Fill ``tensor`` with ``gain`` times a (semi-)orthogonal matrix, uniform among them (Haar measure).
+    r"""Fill `tensor` with `gain` times a (semi-)orthogonal matrix, uniform among them (Haar measure).
 
     The trailing dimensions are flattened into the columns. With more columns than rows the rows are orthonormal,
     otherwise the columns. A dtype of less than 32 bits is computed in float32 and rounded once. The values depend on
@@ -638,7 +592,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | No
         generator: where the seed is drawn from (default: torch's default CPU generator).
 
     Raises:
-        ValueError: ``tensor`` has fewer than 2 dimensions.
+        ValueError: `tensor` has fewer than 2 dimensions.
 
     Reference:
         Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural
@@ -652,19 +606,11 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | No
         >>> torch.allclose(w @ w.T, torch.eye(3), atol=1e-6)
         True
     """
-    if tensor.ndimension() < 2:
-        raise ValueError("Only tensors with 2 or more dimensions are supported")
-    if tensor.numel() == 0 or tensor.is_meta:
-        return tensor
-    if tensor.dtype not in QR_DTYPE:
-        raise NotImplementedError(f"orthogonal_ is not implemented for {tensor.dtype}")
-    if not torch.compiler.is_compiling():
-        refuse_inference_update(tensor)
-    return orthogonal(tensor, gain, lambda matrix: _normal(matrix, 0.0, 1.0, generator))
+    return _orthogonal_(tensor, gain, generator)
 
 
 def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch.Generator | None = None) -> Tensor:
-    r"""Fill a matrix with :math:`\mathcal{N}(0, \text{std}^2)` and exactly ``ceil(sparsity * rows)`` zeros a column.
+    r"""Fill a matrix with $\mathcal{N}(0, \text{std}^2)$ and exactly `ceil(sparsity * rows)` zeros a column.
 
     The rows that are zero are chosen uniformly, independently in each column, under the same seed as the values.
 
@@ -675,9 +621,9 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch
         generator: where the seed is drawn from (default: torch's default CPU generator).
 
     Raises:
-        ValueError: ``tensor`` has not 2 dimensions; ``sparsity`` is negative or nan.
-        OverflowError: ``sparsity`` is infinite.
-        RuntimeError: ``std`` is negative or nan.
+        ValueError: `tensor` has not 2 dimensions; `sparsity` is negative or nan.
+        OverflowError: `sparsity` is infinite.
+        RuntimeError: `std` is negative or nan.
 
     Reference:
         Martens, "Deep learning via Hessian-free optimization" (ICML 2010); rows by Knuth, "The Art of Computer
@@ -701,7 +647,7 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch
         raise RuntimeError(f"normal expects std >= 0.0, but found std={std}")
     if tensor.is_complex():
         return _complex_sparse(tensor, sparsity, std, generator)
-    return _random_fill(tensor, Sparse(min(sparsity, 1.0), std), generator)
+    return eager.fill(tensor, Sparse(min(sparsity, 1.0), std), generator)
 
 
 def _complex_sparse(tensor: Tensor, sparsity: float, std: float, generator: torch.Generator | None) -> Tensor:

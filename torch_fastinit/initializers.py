@@ -1,57 +1,30 @@
 """What to write into a tensor: one dataclass a distribution, named as in torch and in csrc/distributions.h.
 
-An initializer says nothing of where (that is :class:`torch_fastinit.ops.Fill`) nor of how (that is a backend). Its
-fields are unrounded Python floats: every derived constant is computed once, on the host, in csrc/lower.cpp. They are
-values, which nobody changes; they are not ``frozen``, since making a frozen one takes more than twice as long.
+An initializer says nothing of where (that is `torch_fastinit.ops.Fill`) nor of how (that is a backend). Its fields are
+unrounded Python floats, which csrc/bindings.cpp reads by their names: every derived constant is computed once, on the
+host, in csrc/lower.cpp. Treat as immutable: `frozen` would more than double construction time.
 """
 
 from __future__ import annotations
 
-import enum
 import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-__all__ = [
-    "MAX_STEPS",
-    "Bits",
-    "Constant",
-    "Dirac",
-    "Eye",
-    "Initializer",
-    "Kind",
-    "Normal",
-    "Op",
-    "Program",
-    "Sparse",
-    "Step",
-    "TruncatedNormal",
-    "Uniform",
-]
-
-
-class Kind(enum.IntEnum):
-    """The code of a distribution in an op's arguments; csrc/fill.h has the same list."""
-
-    BITS = 0
-    CONSTANT = 1
-    UNIFORM = 2
-    NORMAL = 3
-    TRUNCATED_NORMAL = 4
-    SPARSE = 5
-    EYE = 6
-    DIRAC = 7
+from torch_fastinit.codes import Kind, Op
 
 
 @dataclass(slots=True, unsafe_hash=True)
 class Initializer:
-    """Base class: ``kind`` is the distribution's code, ``params`` its parameters as the kernels receive them."""
+    """Base class: `kind` is the distribution's code, `params` its parameters as the ops receive them."""
 
     kind: ClassVar[Kind]
     #: How many draws (streams) one fill takes: 0 for values that are not random.
     draws: ClassVar[int] = 0
+    #: What is done to a value after its draw. (With an annotation it would be the first field of `Program`.)
+    steps = ()  # type: tuple[Step, ...]
 
     @property
     def params(self) -> tuple[float, ...]:
@@ -60,23 +33,27 @@ class Initializer:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Bits(Initializer):
-    """Raw words of the stream, from word ``offset`` on, into int32."""
+    """Raw words of the stream, from word `offset` on, into int32."""
 
     kind = Kind.BITS
     draws = 1
     offset: int = 0
 
-    @property
-    def params(self) -> tuple[float, ...]:
-        return tuple(float((self.offset >> shift) & 0xFFFFFFFF) for shift in (0, 32, 64))
-
 
 @dataclass(slots=True, unsafe_hash=True)
 class Constant(Initializer):
-    """The same value everywhere, converted to the tensor's dtype as ``Tensor.fill_`` does."""
+    """The same value everywhere, converted to the tensor's dtype as `Tensor.fill_` does."""
 
     kind = Kind.CONSTANT
     value: complex | float | int | bool
+
+
+@dataclass(slots=True, unsafe_hash=True)
+class Pattern(Initializer):
+    """What a `Constant` is in a dtype: the bytes of an element, padded to two words of 64 bits, low first."""
+
+    kind = Kind.CONSTANT
+    words: tuple[int, int]
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -113,7 +90,7 @@ class Normal(Initializer):
 
 @dataclass(slots=True, unsafe_hash=True)
 class TruncatedNormal(Initializer):
-    """N(mean, std^2) conditioned on [a, b]; ``a`` and ``b`` may be infinite."""
+    """N(mean, std^2) conditioned on [a, b]; `a` and `b` may be infinite."""
 
     kind = Kind.TRUNCATED_NORMAL
     draws = 1
@@ -129,7 +106,7 @@ class TruncatedNormal(Initializer):
 
 @dataclass(slots=True, unsafe_hash=True)
 class Sparse(Initializer):
-    """N(0, std^2) in a matrix, with exactly ``ceil(sparsity * rows)`` zeros in every column (Martens, ICML 2010)."""
+    """N(0, std^2) in a matrix, with exactly `ceil(sparsity * rows)` zeros in every column (Martens, ICML 2010)."""
 
     kind = Kind.SPARSE
     draws = 2
@@ -160,22 +137,9 @@ class Dirac(Initializer):
         return (float(self.groups),)
 
 
-class Op(enum.IntEnum):
-    """What a step does to a value; csrc/fill.h has the same list."""
-
-    CAST = 0
-    MUL = 1
-    ADD = 2
-    DIV = 3
-
-
-#: As many steps as the kernels take after a draw (csrc/fill.h has room for the draw's own rounding besides).
-MAX_STEPS = 5
-
-
 @dataclass(slots=True, unsafe_hash=True)
 class Step:
-    """``value op operand``, rounded to ``dtype``; the arithmetic is float64 for float64 and float32 for all others."""
+    """`value op operand`, rounded to `dtype`; the arithmetic is float64 for float64 and float32 for all others."""
 
     op: Op
     operand: float
@@ -184,10 +148,10 @@ class Step:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Program(Initializer):
-    """``draw`` in ``dtype``, then ``steps`` in order, each with its own rounding: what the operations one by one give.
+    """`draw` in `dtype`, then `steps` in order, each with its own rounding: what the operations one by one give.
 
-    ``draw`` is a :class:`Uniform`, a :class:`Normal` or a :class:`TruncatedNormal`. Its bounds hold in ``dtype``; the
-    last step's dtype is the tensor's. Either all dtypes are float64 or none is.
+    `draw` is a `Uniform`, a `Normal` or a `TruncatedNormal`. Its bounds hold in `dtype`; the last step's dtype is the
+    tensor's. Either all dtypes are float64 or none is.
     """
 
     draws = 1

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from torch_fastinit.ops import RANDOM_DTYPES
-
-__all__ = ["QR_DTYPE", "orthogonal"]
+from torch_fastinit.initializers import Normal
+from torch_fastinit.ops import RANDOM_DTYPES, fill_one, refuse_inference_update
 
 #: The dtype that an orthogonal matrix is computed in, for every dtype that it is written to.
 QR_DTYPE = dict.fromkeys(RANDOM_DTYPES, torch.float32) | {
@@ -19,10 +18,23 @@ QR_DTYPE = dict.fromkeys(RANDOM_DTYPES, torch.float32) | {
 }
 
 
-def orthogonal(tensor: torch.Tensor, gain: float, normal: Callable[[torch.Tensor], object]) -> torch.Tensor:
-    """Write ``gain`` times a uniform (semi-)orthogonal matrix; ``normal`` fills a matrix with N(0, 1).
+def orthogonal_(tensor: torch.Tensor, gain: float = 1, generator: torch.Generator | None = None) -> torch.Tensor:
+    """What `torch_fastinit.init.orthogonal_` does; the recorder redirects this one."""
+    if tensor.ndimension() < 2:
+        raise ValueError("Only tensors with 2 or more dimensions are supported")
+    if tensor.numel() == 0 or tensor.is_meta:
+        return tensor
+    if tensor.dtype not in QR_DTYPE:
+        raise NotImplementedError(f"orthogonal_ is not implemented for {tensor.dtype}")
+    if not torch.compiler.is_compiling():
+        refuse_inference_update(tensor)
+    return orthogonal(tensor, gain, lambda matrix: fill_one(matrix, Normal(), generator))
 
-    ``tensor`` has two dimensions or more and a dtype of :data:`QR_DTYPE`; those behind the first are the columns.
+
+def orthogonal(tensor: torch.Tensor, gain: float, normal: Callable[[torch.Tensor], object]) -> torch.Tensor:
+    """Write `gain` times a uniform (semi-)orthogonal matrix; `normal` fills a matrix with N(0, 1).
+
+    `tensor` has two dimensions or more and a dtype of `QR_DTYPE`; those behind the first are the columns.
     """
     if tensor.numel() == 0:
         return tensor

@@ -10,8 +10,6 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["draw_seed", "draw_stream", "stream_id", "to_signed"]
-
 _MASK64 = (1 << 64) - 1
 
 #: Segments that wrapper modules put into names: a wrapped model has the bare model's streams.
@@ -42,7 +40,7 @@ def _blake2b_64(data: bytes) -> int:
 
 
 def canonical_name(name: str) -> str:
-    """``name`` without the segments that wrapper modules add.
+    """`name` without the segments that wrapper modules add.
 
     >>> canonical_name("_orig_mod.layers.0._checkpoint_wrapped_module.weight")
     'layers.0.weight'
@@ -53,10 +51,10 @@ def canonical_name(name: str) -> str:
 
 
 def stream_id(name: str) -> int:
-    """The 64-bit stream that holds the first draw of the tensor called ``name``.
+    """The 64-bit stream that holds the first draw of the tensor called `name`.
 
     Args:
-        name: a parameter's or buffer's name as the root module gives it, such as ``"layers.0.weight"``.
+        name: a parameter's or buffer's name as the root module gives it, such as `"layers.0.weight"`.
 
     Returns:
         An integer in [0, 2**64): the little-endian BLAKE2b digest of 8 bytes of the name in UTF-8.
@@ -70,7 +68,7 @@ def stream_id(name: str) -> int:
 
 
 def draw_stream(first: int, draw: int) -> int:
-    """The stream of draw number ``draw`` of a tensor whose draw 0 has the stream ``first``."""
+    """The stream of draw number `draw` of a tensor whose draw 0 has the stream `first`."""
     if draw == 0:
         return first
     return _blake2b_64((first & _MASK64).to_bytes(8, "little") + draw.to_bytes(8, "little"))
@@ -82,7 +80,7 @@ def mixed_seed(seed: int, stream: int) -> int:
 
 
 def draw_seed(generator: torch.Generator | None = None) -> int:
-    """A fresh 64-bit seed (as a signed integer), from ``generator`` or torch's default CPU generator.
+    """A fresh 64-bit seed (as a signed integer), from `generator` or torch's default CPU generator.
 
     A CUDA generator is read and advanced on the host, as one call of a Philox kernel would advance it: no
     synchronisation with the device.
@@ -103,6 +101,6 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
 
 
 def to_signed(word: int) -> int:
-    """``word`` modulo 2**64 as a signed 64-bit integer, which is what an op's ``int`` argument holds."""
+    """`word` modulo 2**64 as a signed 64-bit integer, which is what an op's `int` argument holds."""
     word &= _MASK64
     return word - (1 << 64) if word >> 63 else word

@@ -1,6 +1,6 @@
 // csrc/cuda.cu over cuda_runtime.h beside this file, behind functions that ctypes can call.
 #include "../../csrc/cuda.cu"
-#include "../../csrc/lower.h"
+#include "../wire.h"
 
 void shim_run(dim3 grid, dim3 block, void** arguments) {
   const fastinit::gpu::Table& table = *static_cast<const fastinit::gpu::Table*>(arguments[0]);
@@ -17,7 +17,7 @@ const char* shim_fill(const int64_t* tensors, size_t tensors_n, const int64_t* r
   static std::string message;
   try {
     fastinit::fill_cuda(
-        fastinit::lower({tensors, tensors + tensors_n}, {recipe, recipe + recipe_n}, {params, params + params_n}),
+        fastinit::from_wire({tensors, tensors + tensors_n}, {recipe, recipe + recipe_n}, {params, params + params_n}),
         device, stream);
   } catch (const std::exception& e) {
     message = e.what();

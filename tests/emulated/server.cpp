@@ -10,11 +10,11 @@
 #include <vector>
 
 #include "../../csrc/cpu.h"
-#include "../../csrc/lower.h"
+#include "../wire.h"
 
 namespace {
 
-// Followed by the three lists of lower.h and by `bytes` bytes of memory. The addresses in `tensors` count from the
+// Followed by the three lists of wire.h and by `bytes` bytes of memory. The addresses in `tensors` count from the
 // start of that memory. The answer is the floating-point mode afterwards and the length of an error message (each 64
 // bits), the message, and the memory as it is then.
 struct Request {
@@ -69,7 +69,7 @@ void serve(const Request& request) {
   try {
     fastinit::set_instruction_set(request.instruction_set);
     set_mode(request.mode);
-    fastinit::fill_cpu(fastinit::lower(tensors, recipe, params), static_cast<int>(request.threads));
+    fastinit::Batch(fastinit::from_wire(tensors, recipe, params), static_cast<int>(request.threads), false).finish();
     after = mode();
   } catch (const std::exception& e) {
     message = e.what();

@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 
+from torch_fastinit.codes import MAX_STEPS, Op
 from torch_fastinit.initializers import (
-    MAX_STEPS,
     Constant,
     Dirac,
     Eye,
     Initializer,
     Normal,
-    Op,
     Program,
     Sparse,
     Step,

@@ -7,18 +7,8 @@ from typing import Any
 
 import torch
 
-from torch_fastinit.initializers import (
-    Constant,
-    Dirac,
-    Eye,
-    Initializer,
-    Kind,
-    Normal,
-    Sparse,
-    TruncatedNormal,
-    Uniform,
-)
-from torch_fastinit.ops import RANDOM_DTYPES
+from torch_fastinit.initializers import Constant, Dirac, Eye, Initializer, Normal, Sparse, TruncatedNormal, Uniform
+from torch_fastinit.ops import RANDOM_DTYPES, decode, initializer_of
 from torch_fastinit.recording.memory import as_real
 from torch_fastinit.recording.originals import dirac_, sparse_, trunc_normal_
 from torch_fastinit.recording.tape import Entry, Value
@@ -49,26 +39,10 @@ def _eye(entry: Entry) -> Initializer | None:
     return Eye() if shape == tuple(entry.args[:2]) else None
 
 
-def _fastinit_fill(entry: Entry) -> Initializer | None:
-    kind, params = Kind(entry.args[1]), entry.args[2]
-    if kind is Kind.SPARSE:
-        return Sparse(*params)
-    kinds: dict[Kind, type[Any]] = {
-        Kind.UNIFORM: Uniform,
-        Kind.NORMAL: Normal,
-        Kind.TRUNCATED_NORMAL: TruncatedNormal,
-    }
-    return kinds[kind](*params) if kind in kinds else None
-
-
 def _fastinit_batch(entry: Entry) -> Initializer | None:
-    tensors, recipe, params = entry.args
-    if len(tensors) != 1 or recipe[4] != 0 or recipe[5] != 0:
-        return None
-    kind = Kind(recipe[0])
-    if kind is Kind.EYE:
-        return Eye()
-    return Dirac(int(params[0])) if kind is Kind.DIRAC else None
+    fill, *others = decode(*entry.args)
+    fixed = not others and fill.region is None and isinstance(fill.initializer, (Eye, Dirac))
+    return fill.initializer if fixed else None
 
 
 _RECOGNIZERS: dict[Any, Callable[[Entry], Initializer | None]] = {
@@ -81,7 +55,7 @@ _RECOGNIZERS: dict[Any, Callable[[Entry], Initializer | None]] = {
     trunc_normal_: lambda e: TruncatedNormal(*(float(e.kwargs[name]) for name in ("mean", "std", "a", "b"))),
     sparse_: lambda e: Sparse(float(e.kwargs["sparsity"]), float(e.kwargs["std"])),
     dirac_: lambda e: Dirac(int(e.kwargs["groups"])),
-    torch.ops.fastinit.fill_.default: _fastinit_fill,
+    torch.ops.fastinit.fill_.default: lambda e: initializer_of(e.args[1], e.args[2]),
     torch.ops.fastinit.fill_batch_.default: _fastinit_batch,
 }
 

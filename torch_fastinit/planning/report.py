@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from torch_fastinit.initializers import Initializer, Op, Program
+from torch_fastinit.codes import Op
+from torch_fastinit.initializers import Initializer, Program
 from torch_fastinit.planning.draws import dependencies
 from torch_fastinit.planning.fold import short_name
 from torch_fastinit.planning.planner import Assignment, Filled, Kept, Replayed, Shared, Zeros

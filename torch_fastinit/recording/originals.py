@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torch_fastinit import init
+from torch_fastinit import orthogonal
 
 
 def clone(function: Callable[..., Any]) -> types.FunctionType:
@@ -25,7 +25,7 @@ trunc_normal_ = clone(torch.nn.init._no_grad_trunc_normal_)
 sparse_ = clone(torch.nn.init.sparse_)
 dirac_ = clone(torch.nn.init.dirac_)
 orthogonal_ = clone(torch.nn.init.orthogonal_)
-own_orthogonal_ = clone(init.orthogonal_)
+own_orthogonal_ = clone(orthogonal.orthogonal_)
 #: Both write the same matrix when their draw is one of the stream (docs/stream.md, section 12).
 ORTHOGONAL = frozenset({orthogonal_, own_orthogonal_})
 manual_seed = clone(torch.random.manual_seed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torch_fastinit import init
+from torch_fastinit import orthogonal
 from torch_fastinit.orthogonal import QR_DTYPE
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.generators import private_state, states
@@ -78,5 +78,5 @@ PATCHES: dict[str, tuple[Any, Callable[..., Any]]] = {
     "sparse_": (torch.nn.init.sparse_, _sparse),
     "dirac_": (torch.nn.init.dirac_, _dirac),
     "orthogonal_": (torch.nn.init.orthogonal_, _orthogonal),
-    "fastinit.init.orthogonal_": (init.orthogonal_, _own_orthogonal),
+    "fastinit.orthogonal.orthogonal_": (orthogonal.orthogonal_, _own_orthogonal),
 }

@@ -1,0 +1,127 @@
+"""Fill in place, as a torch in-place op would: version counter, inference tensors, lazy views, torch.compile."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.overrides import has_torch_function_unary
+
+from torch_fastinit.backend import provider_for, serving
+from torch_fastinit.initializers import Bits, Initializer
+from torch_fastinit.ops import (
+    EAGER_SECOND,
+    RANDOM_DTYPES,
+    Fill,
+    check_generator,
+    fill_one,
+    key_set,
+    refuse_inference_update,
+    watched,
+)
+from torch_fastinit.ops import fill as fill_batch
+from torch_fastinit.stream import draw_seed
+
+#: What an ordinary tensor in CPU memory is to torch's dispatcher.
+_PLAIN_TENSOR = key_set("CPU", "AutogradCPU", "ADInplaceOrView", "AutocastCPU")
+_keys_of_tensor = torch._C._dispatch_keys
+_increment_version = torch._C._increment_version
+
+
+def fill(
+    tensor: Tensor,
+    initializer: Initializer,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    stream: int = 0,
+) -> Tensor:
+    """Fill `tensor` with one pass over its memory, and return it.
+
+    Args:
+        tensor: what to fill.
+        initializer: what with.
+        generator: where the seed of random values is drawn from (default: torch's CPU generator).
+        seed: the seed, which is then not drawn.
+        stream: the stream under that seed.
+    """
+    if generator is not None:
+        check_generator(generator)
+    if (
+        not is_dynamo_compiling()
+        and tensor.dtype in RANDOM_DTYPES
+        and not has_torch_function_unary(tensor)
+        and _keys_of_tensor(tensor).raw_repr() == _PLAIN_TENSOR
+        and not watched()
+    ):
+        # The dispatcher would do nothing more than call the op's CPU kernel, and take longer than all the rest of a
+        # small fill. (It does more for a subclass, another device, a lazy view, an inference tensor.)
+        if seed is None:
+            seed = draw_seed(generator) if initializer.draws else 0
+        provider = serving.get("cpu") or provider_for("cpu")
+        provider.run((Fill(tensor, initializer, seed, stream, None, EAGER_SECOND),), False)
+        _increment_version((tensor,))
+        return tensor
+    if torch.compiler.is_compiling():  # the compiled graph bumps the version itself, if it sees no_grad
+        with torch.no_grad():
+            _dispatch(tensor, initializer, generator, seed, stream)
+        return tensor
+    refuse_inference_update(tensor)
+    if tensor.is_neg() or tensor.is_conj():
+        # A view that negates or conjugates lazily: its memory holds other values, so by way of new memory.
+        new = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        with torch.no_grad():
+            return tensor.copy_(fill(new, initializer, generator, seed, stream))
+    _dispatch(tensor, initializer, generator, seed, stream)
+    _increment_version((tensor,))
+    return tensor
+
+
+def _dispatch(
+    tensor: Tensor, initializer: Initializer, generator: torch.Generator | None, seed: int | None, stream: int
+) -> None:
+    """Through torch's dispatcher, as one op."""
+    if seed is None and initializer.draws:
+        fill_one(tensor, initializer, generator)
+    else:
+        fill_batch([Fill(tensor, initializer, seed or 0, stream)])
+
+
+def random_bits_(tensor: Tensor, *, seed: int, stream: int, offset: int = 0) -> Tensor:
+    """Fill an int32 tensor with raw words of the random stream.
+
+    Element `i` (row-major, whatever the memory layout) is word `offset + i` of stream `stream` under `seed`: word `n`
+    is word `n % 4` of Philox4x32-10 with the key `seed` and the counter `(n // 4, stream)`, each 64 bits, low word
+    first. Words are uniform on [-2**31, 2**31). The result depends on nothing but the arguments.
+
+    Args:
+        tensor: an int32 tensor of any shape and strides.
+        seed: the key; taken modulo 2**64.
+        stream: the upper half of the counter; taken modulo 2**64. See `torch_fastinit.stream_id`.
+        offset: the word that the first element receives, in [0, 2**66). Words past 2**66 wrap to word 0.
+
+    Returns:
+        `tensor`.
+
+    Raises:
+        TypeError: `tensor` is not int32.
+        ValueError: `offset` is outside [0, 2**66).
+        RuntimeError: elements of `tensor` share memory.
+
+    Reference:
+        Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011),
+        https://doi.org/10.1145/2063384.2063405
+
+    Example:
+        >>> import torch, torch_fastinit as fastinit
+        >>> words = fastinit.random_bits_(torch.empty(4, dtype=torch.int32), seed=0, stream=0)
+        >>> [hex(word % 2**32) for word in words.tolist()]
+        ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+    """
+    if tensor.dtype is not torch.int32:
+        raise TypeError(f"random_bits_ fills an int32 tensor, but tensor has dtype {tensor.dtype}")
+    seed, stream, offset = operator.index(seed), operator.index(stream), operator.index(offset)
+    if not 0 <= offset < 1 << 66:
+        raise ValueError(f"random_bits_ needs 0 <= offset < 2**66, but offset is {offset}")
+    return fill(tensor, Bits(offset), None, seed, stream)
