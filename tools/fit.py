@@ -120,7 +120,8 @@ def main() -> None:
         suffix = "f" if dtype is np.float32 else ""
         doc = " ".join((f.__doc__ or f"{quantile_tail.__doc__} In s less a shift.").split()).rstrip(".")
         print(f"// {doc}; relative error below {error:.1e}")
-        body = ", \\\n    ".join(c.hex() + suffix for c in coefficients)
+        words = [c.hex() + suffix for c in coefficients]
+        body = ", \\\n    ".join(", ".join(words[i : i + 4]) for i in range(0, len(words), 4))
         print(f"#define FASTINIT_{name} \\\n    {body}\n")
 
 

@@ -89,20 +89,8 @@ class Value:
 class Entry:
     """One operation. `args` and `kwargs` hold a `Value` wherever the call had a tensor."""
 
-    __slots__ = (
-        "args",
-        "default_dtype",
-        "func",
-        "kwargs",
-        "outs",
-        "overwrites",
-        "random",
-        "reads",
-        "seeded",
-        "state",
-        "tape",
-        "time",
-        "writes",
+    __slots__ = tuple(
+        "args default_dtype func kwargs outs overwrites random reads seeded state tape time writes".split()
     )
 
     def __init__(

@@ -32,22 +32,9 @@ def _tape_of(generator: torch.Generator) -> Tape | None:
     return tape
 
 
-def _seed_entry(generator: torch.Generator, seed: int) -> None:
-    _METHODS["manual_seed"](generator, seed)
-
-
-def _take_state(generator: torch.Generator) -> torch.Tensor:
-    state: torch.Tensor = _METHODS["get_state"](generator)
-    return state
-
-
-def _put_state(generator: torch.Generator, state: torch.Tensor) -> None:
-    _METHODS["set_state"](generator, state)
-
-
 def _record_seed(tape: Tape, generator: torch.Generator, seed: int) -> None:
     tried = torch.Generator(generator.device).manual_seed(seed)  # raises what torch would
-    record(tape, _seed_entry, (generator, seed), {}, [], random=True)
+    record(tape, _METHODS["manual_seed"], (generator, seed), {}, [], random=True)
     tape.seeded.add(generator.device)
     tape.initial_seeds[generator.device] = tried.initial_seed()
 
@@ -56,7 +43,7 @@ def _record_state(tape: Tape, generator: torch.Generator) -> Value:
     like = get_state(generator)
     shadow = torch.empty(like.shape, dtype=like.dtype, device="meta")
     value = Value(shadow, Storage(shadow, torch.device("cpu"), tape))
-    entry = record(tape, _take_state, (generator,), {}, [], outs=(value,), random=True)
+    entry = record(tape, _METHODS["get_state"], (generator,), {}, [], outs=(value,), random=True)
     entry.seeded = tape.seeds(generator.device)
     tape.initial_seeds_then[entry] = tape.initial_seeds.get(generator.device)
     return value
@@ -114,7 +101,7 @@ def _generator_set_state(self: torch.Generator, new_state: torch.Tensor, /) -> t
             seeded, initial = taken[-1].seeded, tape.initial_seeds_then[taken[-1]]
         else:
             seeded, initial = True, private.set_state(evaluate(value)).initial_seed()
-        record(tape, _put_state, (self, value), {}, [], random=True)
+        record(tape, _METHODS["set_state"], (self, value), {}, [], random=True)
     if seeded:
         tape.seeded.add(self.device)
     else:
