@@ -52,7 +52,7 @@ py::dict describe(const Fill& fill) {
   out["item_size"] = fill.item_size;
   out["sizes"] = list(fill.sizes);
   out["strides"] = list(fill.strides);
-  out["jumps"] = list(fill.jumps);
+  out["logical_strides"] = list(fill.logical_strides);
   out["first"] = fill.first;
   out["first_block"] = fill.first_block;
   out["seed"] = fill.seed;
@@ -60,17 +60,17 @@ py::dict describe(const Fill& fill) {
   const bool f64 = fill.dtype == DType::f64;
   switch (fill.kind) {
     case Kind::uniform:
-      f64 ? put(out, fill.uniform_f64) : put(out, fill.uniform_f32);
+      f64 ? put(out, fill.constants.uniform_f64) : put(out, fill.constants.uniform_f32);
       break;
     case Kind::normal:
-      f64 ? put(out, fill.normal_f64) : put(out, fill.normal_f32);
+      f64 ? put(out, fill.constants.normal_f64) : put(out, fill.constants.normal_f32);
       break;
     case Kind::truncated_normal:
-      f64 ? put(out, fill.truncated_f64) : put(out, fill.truncated_f32);
+      f64 ? put(out, fill.constants.truncated_f64) : put(out, fill.constants.truncated_f32);
       break;
     case Kind::sparse: {
-      const fastinit::Sparse& c = fill.sparse;
-      out["constants"] = py::make_tuple(0.0, f64 ? c.std_f64 : static_cast<double>(c.std_f32));
+      const fastinit::Sparse& c = fill.constants.sparse;
+      f64 ? put(out, c.normal_f64) : put(out, c.normal_f32);
       out["rows"] = c.rows;
       out["cols"] = c.cols;
       out["zeros"] = c.zeros;
@@ -80,7 +80,7 @@ py::dict describe(const Fill& fill) {
       break;
     }
     case Kind::diagonals: {
-      const fastinit::Diagonals& c = fill.diagonals;
+      const fastinit::Diagonals& c = fill.constants.diagonals;
       out["diagonals"] = py::make_tuple(c.start, c.groups, c.group_step, c.count, c.step);
       break;
     }

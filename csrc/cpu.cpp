@@ -69,7 +69,7 @@ constexpr int64_t kPieceElements = 1 << 16, kLeastPieceElements = 1 << 12;
 constexpr int64_t kPiecesForThread = 16;
 constexpr int64_t kColumns = 128;
 // What is larger than this pushes everything else out of the caches, itself included.
-constexpr int64_t kPastCachesFrom = 64 << 20;
+constexpr int64_t kNonTemporalFrom = 64 << 20;
 // Smaller tensors lie in no huge page, or share one.
 constexpr uintptr_t kHugePageFrom = 1 << 20;
 // Below this many elements a batch is not worth waking a thread for.
@@ -120,8 +120,8 @@ struct Batch::Job {
       bytes += fill.numel() * fill.item_size;
     }
     // New pages are in the caches already: the system has just written zeros there.
-    if (!fresh && bytes >= kPastCachesFrom) {
-      for (Fill& fill : fills) fill.past_caches = true;
+    if (!fresh && bytes >= kNonTemporalFrom) {
+      for (Fill& fill : fills) fill.non_temporal = true;
     }
     const int64_t useful = elements < kThreadElements ? 1 : elements / kThreadElements + 1;
     if (threads > useful) threads = static_cast<int>(useful);
@@ -151,7 +151,7 @@ struct Batch::Job {
   std::atomic<size_t> next{0};  // of the work
 };
 
-// Threads that are there from one call to the next: to wake one takes a few microseconds, to start one tens, and on a
+// A persistent worker pool: to wake a thread takes a few microseconds, to start one tens, and on a
 // busy machine a new one may wait for milliseconds until it first runs, which the call would wait for too.
 class Batch::Helpers {
  public:

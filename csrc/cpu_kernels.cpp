@@ -13,23 +13,26 @@ constexpr int kTile = 4 * kLanes;
 FASTINIT_FN U order_of(int bytes) { return bytes == 4 ? order32() : bytes == 2 ? order16() : order8(); }
 
 // One tile's elements in order, in the destination's format.
-template <class D, bool past = false>
+template <class D, bool non_temporal = false>
 FASTINIT_FN void store(void* to, const U e[4]) {
   if constexpr (D::kBytes == 4) {
-    store32<past>(to, e);
+    store32<non_temporal>(to, e);
   } else if constexpr (D::kBytes == 2) {
     const U n[4] = {D::round(e[0]), D::round(e[1]), D::round(e[2]), D::round(e[3])};
-    store16<past>(to, bit_or(n[0], shl<16>(n[1])), bit_or(n[2], shl<16>(n[3])));
+    store16<non_temporal>(to, bit_or(n[0], shl<16>(n[1])), bit_or(n[2], shl<16>(n[3])));
   } else {
     const U n[4] = {D::round(e[0]), D::round(e[1]), D::round(e[2]), D::round(e[3])};
-    store8<past>(to, bit_or(bit_or(n[0], shl<8>(n[1])), bit_or(shl<16>(n[2]), shl<24>(n[3]))));
+    store8<non_temporal>(to, bit_or(bit_or(n[0], shl<8>(n[1])), bit_or(shl<16>(n[2]), shl<24>(n[3]))));
   }
 }
 
 // The generator at one place of a stream: remembers what the blocks share until the high half of their number changes.
 class Stream {
  public:
-  Stream(uint64_t seed, uint64_t stream) : seed_(seed), stream_(stream), philox_(philox_prepare(seed, stream, 0)) {}
+  // `first_block` is that of logical index 0: raw bits may begin anywhere.
+  Stream(uint64_t seed, uint64_t stream, uint64_t first_block = 0)
+      : first_block(first_block), seed_(seed), stream_(stream), philox_(philox_prepare(seed, stream, 0)) {}
+  const uint64_t first_block;
   // `block` is a multiple of kLanes, so that no lane carries into the high half.
   const Philox& at(uint64_t block) {
     const uint32_t hi = static_cast<uint32_t>(block >> 32);
@@ -48,8 +51,8 @@ class Stream {
 constexpr int kSideBySide = 2;
 
 // `n` whole tiles to consecutive addresses.
-template <class Of, class D, int n, bool past>
-FASTINIT_FN void tiles_of(const Fill& fill, const Philox& p, U& blocks, unsigned char*& to) {
+template <class Dist, class D, int n, bool non_temporal>
+FASTINIT_FN void tiles_of(const typename Dist::Constants& c, const Philox& p, U& blocks, unsigned char*& to) {
   U at[n], w[n][4], e[4];
 #pragma GCC unroll 2
   for (int i = 0; i < n; ++i) {
@@ -59,31 +62,36 @@ FASTINIT_FN void tiles_of(const Fill& fill, const Philox& p, U& blocks, unsigned
   philox(at, p, w);
 #pragma GCC unroll 2
   for (int i = 0; i < n; ++i) {
-    Of::values(w[i], fill, e);
-    store<D, past>(to, e);
+    Dist::values(w[i], c, e);
+    store<D, non_temporal>(to, e);
     to += kTile * D::kBytes;
   }
 }
 
-template <class Of, class D>
-void tiles32(const Fill& fill, const Philox& shared, uint32_t block, int64_t tiles, unsigned char* to) {
+// Not inlined: the loop has all registers to itself.
+template <class Dist, class D>
+__attribute__((noinline)) void tiles32(const typename Dist::Constants& constants, const Philox& shared, uint32_t block,
+                                       int64_t tiles, unsigned char* to, bool non_temporal) {
   const Philox p = shared;
+  const typename Dist::Constants c = constants;
   U blocks = add(order_of(D::kBytes), splat(block));
-  if (kPast && fill.past_caches && reinterpret_cast<uintptr_t>(to) % 64 == 0) {
-    for (; tiles >= kSideBySide; tiles -= kSideBySide) tiles_of<Of, D, kSideBySide, kPast>(fill, p, blocks, to);
+  if (kNonTemporal && non_temporal && reinterpret_cast<uintptr_t>(to) % 64 == 0) {
+    for (; tiles >= kSideBySide; tiles -= kSideBySide) tiles_of<Dist, D, kSideBySide, kNonTemporal>(c, p, blocks, to);
   }
-  for (; tiles >= kSideBySide; tiles -= kSideBySide) tiles_of<Of, D, kSideBySide, false>(fill, p, blocks, to);
+  for (; tiles >= kSideBySide; tiles -= kSideBySide) tiles_of<Dist, D, kSideBySide, false>(c, p, blocks, to);
   static_assert(kSideBySide == 2, "one is left at most");
-  if (tiles > 0) tiles_of<Of, D, 1, false>(fill, p, blocks, to);
+  if (tiles > 0) tiles_of<Dist, D, 1, false>(c, p, blocks, to);
 }
 
-// `count` consecutive logical elements from `index` on, to `to`, `stride` elements apart.
-template <class Of, class D>
-void run32(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsigned char* to, int64_t stride) {
+// `count` consecutive logical elements from `index` on, to `to`, `stride` elements apart. `constants` are Dist's.
+template <class Dist, class D>
+void run32(const void* constants, Stream& stream, uint64_t index, int64_t count, unsigned char* to, int64_t stride,
+           bool non_temporal) {
+  const auto& c = *static_cast<const typename Dist::Constants*>(constants);
   alignas(64) unsigned char part[kTile * D::kBytes];
   const U order = order_of(D::kBytes);
   while (count > 0) {
-    const uint64_t block = fill.first_block + index / kTile * kLanes;
+    const uint64_t block = stream.first_block + index / kTile * kLanes;
     const int skip = static_cast<int>(index % kTile);
     const Philox& philox_at = stream.at(block);
     if (skip == 0 && count >= kTile && stride == 1) {
@@ -91,7 +99,7 @@ void run32(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsi
       const uint64_t left = (static_cast<uint64_t>(1) << 32) - static_cast<uint32_t>(block);
       int64_t tiles = count / kTile;
       if (static_cast<uint64_t>(tiles) > left / kLanes) tiles = static_cast<int64_t>(left / kLanes);
-      tiles32<Of, D>(fill, philox_at, static_cast<uint32_t>(block), tiles, to);
+      tiles32<Dist, D>(c, philox_at, static_cast<uint32_t>(block), tiles, to, non_temporal);
       to += tiles * kTile * D::kBytes;
       index += static_cast<uint64_t>(tiles) * kTile;
       count -= tiles * kTile;
@@ -99,7 +107,7 @@ void run32(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsi
     }
     U w[4], e[4];
     philox(add(order, splat(static_cast<uint32_t>(block))), philox_at, w);
-    Of::values(w, fill, e);
+    Dist::values(w, c, e);
     store<D>(part, e);
     const int take = static_cast<int>(count < kTile - skip ? count : kTile - skip);
     if (stride == 1) {
@@ -114,8 +122,10 @@ void run32(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsi
 }
 
 // The same in float64, whose functions are over plain doubles: the compiler makes vectors of the loop over blocks.
-template <void (*values)(const uint32_t w[4], const Fill&, double e[2])>
-void run64(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsigned char* to, int64_t stride) {
+template <class Dist>
+void run64(const void* constants, Stream& stream, uint64_t index, int64_t count, unsigned char* to, int64_t stride,
+           bool /* of no use here: the tiles are stored by memcpy */) {
+  const auto& c = *static_cast<const typename Dist::Constants*>(constants);
   constexpr int elements = 2 * kLanes;  // of a tile
   alignas(64) uint32_t words[4][kLanes];
   alignas(64) double part[elements];
@@ -129,7 +139,7 @@ void run64(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsi
     for (int b = skip / 2; b < (skip + take + 1) / 2; ++b) {
       const uint32_t w[4] = {words[0][b], words[1][b], words[2][b], words[3][b]};
       double e[2];
-      values(w, fill, e);
+      Dist::values(w, c, e);
       part[2 * b] = e[0];
       part[2 * b + 1] = e[1];
     }
@@ -144,21 +154,22 @@ void run64(const Fill& fill, Stream& stream, uint64_t index, int64_t count, unsi
   }
 }
 
-using Run = void (*)(const Fill&, Stream&, uint64_t index, int64_t count, unsigned char* to, int64_t stride);
+using Run = void (*)(const void* constants, Stream&, uint64_t index, int64_t count, unsigned char* to, int64_t stride,
+                     bool non_temporal);
 
-template <class Of>
+template <class Dist>
 Run run_for(DType dtype) {
   switch (dtype) {
     case DType::f32:
-      return run32<Of, F32>;
+      return run32<Dist, F32>;
     case DType::f16:
-      return run32<Of, F16>;
+      return run32<Dist, F16>;
     case DType::bf16:
-      return run32<Of, BF16>;
+      return run32<Dist, BF16>;
     case DType::e4m3:
-      return run32<Of, E4M3>;
+      return run32<Dist, E4M3>;
     case DType::e5m2:
-      return run32<Of, E5M2>;
+      return run32<Dist, E5M2>;
     default:
       return nullptr;
   }
@@ -166,16 +177,16 @@ Run run_for(DType dtype) {
 
 Run run_for(const Fill& fill) {
   const bool f64 = fill.dtype == DType::f64;
-  if (fill.steps > 0) return f64 ? run64<program_block64> : run_for<ProgramOf>(fill.dtype);
+  if (fill.steps > 0) return f64 ? run64<ProgramDist64> : run_for<ProgramDist>(fill.dtype);
   switch (fill.kind) {
     case Kind::bits:
-      return run32<BitsOf, F32>;
+      return run32<BitsDist, F32>;
     case Kind::uniform:
-      return f64 ? run64<uniform_block64> : run_for<UniformOf>(fill.dtype);
+      return f64 ? run64<UniformDist64> : run_for<UniformDist>(fill.dtype);
     case Kind::normal:
-      return f64 ? run64<normal_block64> : run_for<NormalOf>(fill.dtype);
+      return f64 ? run64<NormalDist64> : run_for<NormalDist>(fill.dtype);
     case Kind::truncated_normal:
-      return f64 ? run64<truncated_normal_block64> : run_for<TruncatedNormalOf>(fill.dtype);
+      return f64 ? run64<TruncatedNormalDist64> : run_for<TruncatedNormalDist>(fill.dtype);
     default:
       return nullptr;
   }
@@ -194,7 +205,7 @@ void put_constant(unsigned char* to, const unsigned char* pattern, int size, int
 
 // Ones among `count` elements from the logical `index` on: the first d-th one at or after it, group by group.
 void put_diagonals(const Fill& fill, int64_t index, int64_t count, unsigned char* to, int64_t stride) {
-  const Diagonals& c = fill.diagonals;
+  const Diagonals& c = fill.constants.diagonals;
   const int64_t end = index + count;
   int64_t g = index < c.start ? 0 : (index - c.start) / c.group_step;
   for (; g < c.groups && c.start + g * c.group_step < end; ++g) {
@@ -211,10 +222,12 @@ void range(const Fill& fill, int64_t begin, int64_t end) {
   const int last = fill.dims - 1;
   const int size = fill.item_size;
   // The innermost dimension is a run when its elements are neighbours in the logical tensor; else each is one.
-  const bool together = fill.jumps[last] == 1;
+  const bool together = fill.logical_strides[last] == 1;
   const int64_t length = fill.sizes[last];
   const Run run = run_for(fill);
-  Stream stream(fill.seed, fill.stream);
+  const Program program = {fill.kind, &fill.constants, fill.program, fill.steps};
+  const void* const constants = fill.steps > 0 ? static_cast<const void*>(&program) : &fill.constants;
+  Stream stream(fill.seed, fill.stream, fill.first_block);
   alignas(64) unsigned char pattern[64] = {};
   if (fill.kind == Kind::constant) {
     for (int i = 0; i < 64; i += size) memcpy(pattern + i, fill.pattern, static_cast<size_t>(size));
@@ -226,7 +239,7 @@ void range(const Fill& fill, int64_t begin, int64_t end) {
     for (int d = last; d >= 0; --d) {
       const int64_t at = rest % fill.sizes[d];
       rest /= fill.sizes[d];
-      index += static_cast<uint64_t>(at * fill.jumps[d]);
+      index += static_cast<uint64_t>(at * fill.logical_strides[d]);
       to += at * fill.strides[d] * size;
     }
     int64_t count = 1;
@@ -236,14 +249,14 @@ void range(const Fill& fill, int64_t begin, int64_t end) {
     }
     const int64_t stride = fill.strides[last];
     if (run) {
-      run(fill, stream, index, count, to, stride);
+      run(constants, stream, index, count, to, stride, fill.non_temporal);
     } else {
       put_constant(to, pattern, size, count, stride);
       if (fill.kind == Kind::diagonals) put_diagonals(fill, static_cast<int64_t>(index), count, to, stride);
     }
     begin += count;
   }
-  if (kPast && fill.past_caches) fence();
+  if (kNonTemporal && fill.non_temporal) fence();
 }
 
 // `width` neighbours of a row to where they belong: those that `keep` has ones for, and zeros.
@@ -273,21 +286,17 @@ void choose(uint32_t* words, uint32_t* left, uint32_t remaining, int width) {
 
 void sparse_columns(const Fill& fill, int64_t begin, int64_t end) {
   constexpr int kWidth = 1024;
-  const Sparse& c = fill.sparse;
+  const Sparse& c = fill.constants.sparse;
   const int size = fill.item_size;
   const int64_t rows = fill.sizes[0];
   Stream values(fill.seed, fill.stream), choices(fill.seed, c.stream);
-  const Run normal = fill.dtype == DType::f64 ? Run(run64<normal_block64>) : run_for<NormalOf>(fill.dtype);
+  const bool f64 = fill.dtype == DType::f64;
+  const Run normal = f64 ? Run(run64<NormalDist64>) : run_for<NormalDist>(fill.dtype);
+  const void* const constants = f64 ? static_cast<const void*>(&c.normal_f64) : &c.normal_f32;
   alignas(64) uint32_t words[kWidth] = {}, left[kWidth] = {};
   static_assert(kWidth % kLanes == 0, "the last lane of a row may be a part, but not reach beyond");
   alignas(64) unsigned char row_values[kWidth * 8];
-  Fill numbers = fill;  // the normal numbers alone, a few at a time
-  numbers.past_caches = false;
-  if (fill.dtype == DType::f64) {
-    numbers.normal_f64 = {0.0, c.std_f64};
-  } else {
-    numbers.normal_f32 = {0.0f, c.std_f32};
-  }
+  const BitsDist::Constants none{};
   for (int64_t col = begin; col < end; col += kWidth) {
     const int width = static_cast<int>(end - col < kWidth ? end - col : kWidth);
     for (int j = 0; j < width; ++j) left[j] = static_cast<uint32_t>(c.zeros);
@@ -299,10 +308,10 @@ void sparse_columns(const Fill& fill, int64_t begin, int64_t end) {
         // The row is stored in one go below: were its lines not there by then, the stores of the next words would wait.
         for (int at = 0; at < width * size; at += 64) __builtin_prefetch(to + at, 1);
       }
-      run32<BitsOf, F32>(numbers, choices, index, width, reinterpret_cast<unsigned char*>(words), 1);
+      run32<BitsDist, F32>(&none, choices, index, width, reinterpret_cast<unsigned char*>(words), 1, false);
       choose(words, left, static_cast<uint32_t>(c.rows - row), width);
       if (!inside) continue;
-      normal(numbers, values, index, width, row_values, 1);
+      normal(constants, values, index, width, row_values, 1, false);
       const int32_t* keep = reinterpret_cast<const int32_t*>(words);
       switch (size) {
         case 1:

@@ -100,25 +100,26 @@ FASTINIT_FN F truncated_normal(U word, const TruncatedNormal<float>& c) {
   return near_value(z, c);
 }
 
-// One distribution: the values of a block from its words, as bit patterns of float32.
-struct BitsOf {
-  FASTINIT_FN void values(const U w[4], const Fill&, U e[4]) {
+// A distribution: the values of a block from its words and its constants, as bit patterns of float32.
+struct BitsDist {
+  struct Constants {};
+  FASTINIT_FN void values(const U w[4], const Constants&, U e[4]) {
     for (int j = 0; j < 4; ++j) e[j] = w[j];
   }
 };
 
-struct UniformOf {
-  FASTINIT_FN void values(const U w[4], const Fill& fill, U e[4]) {
-    const Uniform<float>& c = fill.uniform_f32;
+struct UniformDist {
+  using Constants = Uniform<float>;
+  FASTINIT_FN void values(const U w[4], const Constants& c, U e[4]) {
     for (int j = 0; j < 4; ++j) {
       e[j] = bits(clamp(fma(to_float(shr<8>(w[j])), splat(c.scale), splat(c.start)), c.lo, c.hi));
     }
   }
 };
 
-struct NormalOf {
-  FASTINIT_FN void values(const U w[4], const Fill& fill, U e[4]) {
-    const Normal<float>& c = fill.normal_f32;
+struct NormalDist {
+  using Constants = Normal<float>;
+  FASTINIT_FN void values(const U w[4], const Constants& c, U e[4]) {
     for (int j = 0; j < 4; j += 2) {
       F even, odd;
       normal_pair(w[j], w[j + 1], even, odd);
@@ -128,9 +129,9 @@ struct NormalOf {
   }
 };
 
-struct TruncatedNormalOf {
-  FASTINIT_FN void values(const U w[4], const Fill& fill, U e[4]) {
-    const TruncatedNormal<float>& c = fill.truncated_f32;
+struct TruncatedNormalDist {
+  using Constants = TruncatedNormal<float>;
+  FASTINIT_FN void values(const U w[4], const Constants& c, U e[4]) {
     if (kLanes > 1 || c.far) {
       for (int j = 0; j < 4; ++j) e[j] = bits(truncated_normal(w[j], c));
       return;
@@ -250,18 +251,26 @@ FASTINIT_FN void run_steps(const Step* program, int steps, U (&e)[n]) {
   }
 }
 
-// A distribution that the fill names itself, and the steps after it.
-struct ProgramOf {
-  FASTINIT_FN void values(const U w[4], const Fill& fill, U e[4]) {
+// A distribution that is named at run time, and the steps after it.
+struct Program {
+  Kind kind;
+  const Constants* constants;
+  const Step* steps;
+  int32_t count;
+};
+
+struct ProgramDist {
+  using Constants = Program;
+  FASTINIT_FN void values(const U w[4], const Program& c, U e[4]) {
     U drawn[4];
-    if (fill.kind == Kind::uniform) {
-      UniformOf::values(w, fill, drawn);
-    } else if (fill.kind == Kind::normal) {
-      NormalOf::values(w, fill, drawn);
+    if (c.kind == Kind::uniform) {
+      UniformDist::values(w, c.constants->uniform_f32, drawn);
+    } else if (c.kind == Kind::normal) {
+      NormalDist::values(w, c.constants->normal_f32, drawn);
     } else {
-      TruncatedNormalOf::values(w, fill, drawn);
+      TruncatedNormalDist::values(w, c.constants->truncated_f32, drawn);
     }
-    run_steps(fill.program, fill.steps, drawn);
+    run_steps(c.steps, c.count, drawn);
     for (int j = 0; j < 4; ++j) e[j] = drawn[j];
   }
 };
@@ -373,18 +382,25 @@ FASTINIT_FN double truncated_normal64(const uint32_t w[2], const TruncatedNormal
   return clamp64((upper ? z : -z) * c.std + c.mean, c.lo, c.hi);
 }
 
-// The two values of a block.
-FASTINIT_FN void uniform_block64(const uint32_t w[4], const Fill& fill, double e[2]) {
-  e[0] = uniform64(w, fill.uniform_f64);
-  e[1] = uniform64(w + 2, fill.uniform_f64);
-}
-FASTINIT_FN void normal_block64(const uint32_t w[4], const Fill& fill, double e[2]) {
-  normal_pair64(w, fill.normal_f64, e);
-}
-FASTINIT_FN void truncated_normal_block64(const uint32_t w[4], const Fill& fill, double e[2]) {
-  e[0] = truncated_normal64(w, fill.truncated_f64);
-  e[1] = truncated_normal64(w + 2, fill.truncated_f64);
-}
+// A distribution: the two values of a block.
+struct UniformDist64 {
+  using Constants = Uniform<double>;
+  FASTINIT_FN void values(const uint32_t w[4], const Constants& c, double e[2]) {
+    e[0] = uniform64(w, c);
+    e[1] = uniform64(w + 2, c);
+  }
+};
+struct NormalDist64 {
+  using Constants = Normal<double>;
+  FASTINIT_FN void values(const uint32_t w[4], const Constants& c, double e[2]) { normal_pair64(w, c, e); }
+};
+struct TruncatedNormalDist64 {
+  using Constants = TruncatedNormal<double>;
+  FASTINIT_FN void values(const uint32_t w[4], const Constants& c, double e[2]) {
+    e[0] = truncated_normal64(w, c);
+    e[1] = truncated_normal64(w + 2, c);
+  }
+};
 
 template <int n>
 FASTINIT_FN void run_steps64(const Step* program, int steps, double (&e)[n]) {
@@ -408,19 +424,22 @@ FASTINIT_FN void run_steps64(const Step* program, int steps, double (&e)[n]) {
   }
 }
 
-FASTINIT_FN void program_block64(const uint32_t w[4], const Fill& fill, double e[2]) {
-  double drawn[2];
-  if (fill.kind == Kind::uniform) {
-    uniform_block64(w, fill, drawn);
-  } else if (fill.kind == Kind::normal) {
-    normal_block64(w, fill, drawn);
-  } else {
-    truncated_normal_block64(w, fill, drawn);
+struct ProgramDist64 {
+  using Constants = Program;
+  FASTINIT_FN void values(const uint32_t w[4], const Program& c, double e[2]) {
+    double drawn[2];
+    if (c.kind == Kind::uniform) {
+      UniformDist64::values(w, c.constants->uniform_f64, drawn);
+    } else if (c.kind == Kind::normal) {
+      NormalDist64::values(w, c.constants->normal_f64, drawn);
+    } else {
+      TruncatedNormalDist64::values(w, c.constants->truncated_f64, drawn);
+    }
+    run_steps64(c.steps, c.count, drawn);
+    e[0] = drawn[0];
+    e[1] = drawn[1];
   }
-  run_steps64(fill.program, fill.steps, drawn);
-  e[0] = drawn[0];
-  e[1] = drawn[1];
-}
+};
 
 }  // namespace FASTINIT_ISA
 }  // namespace fastinit

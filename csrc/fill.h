@@ -5,7 +5,7 @@
 
 namespace fastinit {
 
-// The same codes as torch_fastinit/initializers.py (Kind) and torch_fastinit/backend.py (DTYPE_CODES).
+// The codes of torch_fastinit/codes.py.
 enum class Kind : int32_t { bits, constant, uniform, normal, truncated_normal, sparse, eye, dirac, diagonals };
 enum class DType : int32_t { f32, f64, f16, bf16, e4m3, e5m2, i32, opaque = 64 };
 
@@ -45,8 +45,10 @@ struct Sparse {
   int64_t rows, cols, zeros;  // of the logical matrix; zeros in every column
   int64_t row0, col0;         // of the region
   uint64_t stream;            // of the draw that picks the zeros
-  float std_f32;
-  double std_f64;
+  union {                     // of the values
+    Normal<float> normal_f32;
+    Normal<double> normal_f64;
+  };
 };
 
 // Ones at start + g * group_step + d * step for g < groups, d < count; zeros elsewhere.
@@ -69,31 +71,34 @@ struct Step {
 
 constexpr int kMaxDims = 8, kMaxSteps = 6;
 
+// What a distribution computes with, rounded to the type that it computes in.
+union Constants {
+  Uniform<float> uniform_f32;
+  Uniform<double> uniform_f64;
+  Normal<float> normal_f32;
+  Normal<double> normal_f64;
+  TruncatedNormal<float> truncated_f32;
+  TruncatedNormal<double> truncated_f64;
+  Sparse sparse;
+  Diagonals diagonals;
+};
+
 struct Fill {
   unsigned char* data;
   Kind kind;
   DType dtype;
   int32_t item_size;
   int32_t dims;
-  int32_t tensor;             // its place in the batch
-  bool past_caches;           // whether what is stored need not be near afterwards (CPU)
-  int64_t sizes[kMaxDims];    // of the region, outermost first
-  int64_t strides[kMaxDims];  // in memory, in elements
-  int64_t jumps[kMaxDims];    // in the logical index
-  uint64_t first;             // logical index of the region's first element
-  uint64_t first_block;       // of raw bits: the block where index 0 lies (a multiple of 32)
-  uint64_t seed, stream;      // of a random fill
-  uint64_t pattern[2];        // of a constant (or of diagonals' ones): the bytes of an element
-  union {
-    Uniform<float> uniform_f32;
-    Uniform<double> uniform_f64;
-    Normal<float> normal_f32;
-    Normal<double> normal_f64;
-    TruncatedNormal<float> truncated_f32;
-    TruncatedNormal<double> truncated_f64;
-    Sparse sparse;
-    Diagonals diagonals;
-  };
+  int32_t tensor;                     // its place in the batch
+  bool non_temporal;                  // stores bypass the caches (CPU)
+  int64_t sizes[kMaxDims];            // of the region, outermost first
+  int64_t strides[kMaxDims];          // in memory, in elements
+  int64_t logical_strides[kMaxDims];  // in the logical index
+  uint64_t first;                     // logical index of the region's first element
+  uint64_t first_block;               // of raw bits: the block where index 0 lies (a multiple of 32)
+  uint64_t seed, stream;              // of a random fill
+  uint64_t pattern[2];                // of a constant (or of diagonals' ones): the bytes of an element
+  Constants constants;
   int32_t steps;  // of a uniform, a normal or a truncated normal
   Step program[kMaxSteps];
 

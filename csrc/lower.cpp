@@ -10,157 +10,11 @@
 #include "coefficients.h"
 #include "distributions.h"
 #include "floating_point.h"
+#include "formats.h"
+#include "normal.h"
 
 namespace fastinit {
 namespace {
-
-constexpr double kInf = std::numeric_limits<double>::infinity();
-
-// ---- the normal distribution in double, by our own arithmetic: libm differs between machines ---------------------
-// Of <cmath> only what is exact is used: sqrt, floor, ldexp, fabs, ceil.
-
-// exp(x) for x <= 0.
-double exp_negative(double x) {
-  if (!(x > -745.0)) return 0.0;
-  const double k = std::floor(x * 0x1.71547652b82fep+0 + 0.5);  // log2 e
-  const double r = (x - k * 0x1.62e42fefa0000p-1) - k * 0x1.cf79abc9e3b39p-40;
-  double sum = 1.0;
-  for (int n = 17; n >= 1; --n) sum = 1.0 + r * sum / n;
-  return std::ldexp(sum, static_cast<int>(k));
-}
-
-double density(double z) { return exp_negative(-0.5 * z * z) * 0x1.9884533d43651p-2; }  // 1 / sqrt(2 pi)
-
-// Mills' ratio (1 - Phi(z)) / phi(z) for z >= 2, by Laplace's continued fraction.
-double mills_ratio(double z) {
-  double m = z;
-  for (int n = 100; n >= 1; --n) m = z + n / m;
-  return 1.0 / m;
-}
-
-double survival(double z);
-
-// Phi(z) - 1/2 for z >= 0.
-double central(double z) {
-  if (z >= 2.0) return 0.5 - survival(z);
-  double term = z, sum = z;
-  for (int n = 3; n <= 121; n += 2) {
-    term = term * (z * z) / n;
-    sum = sum + term;
-  }
-  return density(z) * sum;
-}
-
-// 1 - Phi(z) for z >= 0.
-double survival(double z) {
-  if (z < 2.0) return 0.5 - central(z);
-  return z < 40.0 ? density(z) * mills_ratio(z) : 0.0;
-}
-
-// 1 - Phi(z) and Phi(z) - 1/2 for any z.
-double upper_tail(double z) { return z < 0.0 ? 0.5 + central(-z) : survival(z); }
-double signed_central(double z) { return z < 0.0 ? -central(-z) : central(z); }
-
-// The mass of [a, b], a <= b, without cancellation between the sides.
-double mass(double a, double b) {
-  if (a > 1.0) return survival(a) - survival(b);
-  if (b < -1.0) return survival(-b) - survival(-a);
-  return signed_central(b) - signed_central(a);
-}
-
-// ---- the values of a dtype, as bit patterns -----------------------------------------------------------------------
-
-struct Format {
-  int exponent, mantissa;
-  bool infinite;  // has infinities; else the pattern above the largest value is NaN
-};
-
-Format format_of(DType dtype) {
-  switch (dtype) {
-    case DType::f32:
-      return {8, 23, true};
-    case DType::f16:
-      return {5, 10, true};
-    case DType::bf16:
-      return {8, 7, true};
-    case DType::e4m3:
-      return {4, 3, false};
-    case DType::e5m2:
-      return {5, 2, true};
-    default:
-      return {11, 52, true};
-  }
-}
-
-// The largest magnitude's pattern: infinity where there is one.
-int64_t top_of(const Format& f) {
-  return f.infinite ? ((int64_t{1} << f.exponent) - 1) << f.mantissa : (int64_t{1} << (f.exponent + f.mantissa)) - 2;
-}
-
-// A value by its rank: the magnitude's pattern with a sign, so that ranks are in the values' order. -0 is 0. Infinity's
-// place is that of the power of two after the largest value, which is where rounding looks for it.
-double place_of(const Format& f, int64_t rank) {
-  const int64_t pattern = rank < 0 ? -rank : rank;
-  const int64_t e = pattern >> f.mantissa, m = pattern & ((int64_t{1} << f.mantissa) - 1);
-  const int bias = (1 << (f.exponent - 1)) - 1;
-  const double v =
-      e == 0 ? std::ldexp(static_cast<double>(m), 1 - bias - f.mantissa)
-             : std::ldexp(static_cast<double>(m + (int64_t{1} << f.mantissa)), static_cast<int>(e) - bias - f.mantissa);
-  return rank < 0 ? -v : v;
-}
-
-double value_of(const Format& f, int64_t rank) {
-  if (f.infinite && rank >= top_of(f)) return kInf;
-  if (f.infinite && rank <= -top_of(f)) return -kInf;
-  return place_of(f, rank);
-}
-
-// The rank of the largest value <= x: of the exponent's multiples of the last place, the one below.
-int64_t rank_below(const Format& f, double x) {
-  const int64_t top = top_of(f);
-  const double size = std::fabs(x);
-  if (!(size <= std::numeric_limits<double>::max())) return x > 0.0 ? top : f.infinite ? -top : -top - 1;
-  int exponent;
-  std::frexp(size, &exponent);
-  const int bias = (1 << (f.exponent - 1)) - 1;
-  int64_t biased = exponent - 1 + bias;
-  if (biased < 1 || size == 0.0) biased = 1;  // subnormal
-  const double places = std::ldexp(size, static_cast<int>(bias + f.mantissa - biased));
-  const int64_t pattern =
-      ((biased - 1) << f.mantissa) + static_cast<int64_t>(x < 0.0 ? std::ceil(places) : std::floor(places));
-  if (x < 0.0) return pattern <= top ? -pattern : f.infinite ? -top : -top - 1;
-  return pattern < top ? pattern : f.infinite ? top - 1 : top;
-}
-
-int64_t rank_above(const Format& f, double x) { return -rank_below(f, -x); }
-
-// x in the dtype, to nearest even (through float32 if the dtype is narrow, as torch converts).
-int64_t rank_nearest(const Format& f, double x) {
-  if (f.mantissa < 23) x = static_cast<float>(x);
-  const int64_t below = rank_below(f, x), above = rank_above(f, x);
-  if (below >= above) return below;
-  if (below < -top_of(f)) return above;
-  if (above > top_of(f)) return below;
-  const double down = x - place_of(f, below), up = place_of(f, above) - x;
-  if (down != up) return down < up ? below : above;
-  return (below & 1) ? above : below;
-}
-
-struct Bounds {
-  bool empty;
-  double lo, hi;
-};
-
-// [smallest value >= a, largest value <= b], or < b.
-Bounds bounds_in(DType dtype, double a, double b, bool below_b) {
-  const Format f = format_of(dtype);
-  const int64_t lo = rank_above(f, a);
-  int64_t hi = rank_below(f, b);
-  if (below_b && hi >= -top_of(f) && value_of(f, hi) == b) --hi;
-  if (lo > hi || lo > top_of(f) || hi < -top_of(f)) return {true, 0.0, 0.0};
-  // Zeros: see clamp in lane.h.
-  return {false, value_of(f, lo) + 0.0, hi == 0 ? -0.0 : value_of(f, hi)};
-}
 
 void make_constant(Fill& fill, double x) {
   const Format f = format_of(fill.dtype);
@@ -229,40 +83,41 @@ TruncatedNormal<T> truncated_normal(double mean, double std, double a, double b,
 // ---- layouts --------------------------------------------------------------------------------------------------------
 
 // Drops dimensions of one element and merges neighbours that are one run both in memory and in the logical tensor.
-void merge(std::vector<int64_t>& sizes, std::vector<int64_t>& strides, std::vector<int64_t>& jumps) {
+void merge(std::vector<int64_t>& sizes, std::vector<int64_t>& strides, std::vector<int64_t>& logical_strides) {
   size_t kept = 0;
   for (size_t d = 0; d < sizes.size(); ++d) {
     if (sizes[d] == 1) continue;
-    if (kept > 0 && strides[kept - 1] == strides[d] * sizes[d] && jumps[kept - 1] == jumps[d] * sizes[d]) {
+    if (kept > 0 && strides[kept - 1] == strides[d] * sizes[d] &&
+        logical_strides[kept - 1] == logical_strides[d] * sizes[d]) {
       sizes[kept - 1] *= sizes[d];
     } else {
       sizes[kept++] = sizes[d];
     }
     strides[kept - 1] = strides[d];
-    jumps[kept - 1] = jumps[d];
+    logical_strides[kept - 1] = logical_strides[d];
   }
   if (kept == 0) {
     sizes.assign(1, sizes.empty() || sizes[0] == 1 ? 1 : sizes[0]);
     strides.assign(1, 1);
-    jumps.assign(1, 1);
+    logical_strides.assign(1, 1);
     return;
   }
   sizes.resize(kept);
   strides.resize(kept);
-  jumps.resize(kept);
+  logical_strides.resize(kept);
 }
 
 // Appends `fill` over this layout; more than kMaxDims dimensions become several fills.
 void append(std::vector<Fill>& out, const Fill& fill, const std::vector<int64_t>& sizes,
-            const std::vector<int64_t>& strides, const std::vector<int64_t>& jumps) {
+            const std::vector<int64_t>& strides, const std::vector<int64_t>& logical_strides) {
   if (sizes.size() > kMaxDims) {
     const std::vector<int64_t> inner(sizes.begin() + 1, sizes.end()), inner_strides(strides.begin() + 1, strides.end()),
-        inner_jumps(jumps.begin() + 1, jumps.end());
+        inner_logical(logical_strides.begin() + 1, logical_strides.end());
     Fill part = fill;
     for (int64_t i = 0; i < sizes[0]; ++i) {
-      append(out, part, inner, inner_strides, inner_jumps);
+      append(out, part, inner, inner_strides, inner_logical);
       part.data += strides[0] * fill.item_size;
-      part.first += static_cast<uint64_t>(jumps[0]);
+      part.first += static_cast<uint64_t>(logical_strides[0]);
     }
     return;
   }
@@ -272,7 +127,7 @@ void append(std::vector<Fill>& out, const Fill& fill, const std::vector<int64_t>
   for (size_t d = 0; d < sizes.size(); ++d) {
     made.sizes[d] = sizes[d];
     made.strides[d] = strides[d];
-    made.jumps[d] = jumps[d];
+    made.logical_strides[d] = logical_strides[d];
   }
 }
 
@@ -386,7 +241,7 @@ void lower_eye_or_dirac(Fill& fill, const std::vector<int64_t>& shape, double gr
   if (c.group_step < 1) c.group_step = 1;
   if (c.step < 1) c.step = 1;
   fill.kind = Kind::diagonals;
-  fill.diagonals = c;
+  fill.constants.diagonals = c;
   fill.pattern[0] = fill.pattern[1] = 0;
   if (is_float(fill.dtype)) {
     Fill one = fill;
@@ -404,15 +259,15 @@ void lower_random(Fill& fill, const double (&p)[4]) {
     const Bounds bounds = bounds_in(fill.dtype, p[0], p[1], p[0] != p[1]);
     if (bounds.empty) return make_constant(fill, p[0]);
     if (f64) {
-      fill.uniform_f64 = uniform<double>(p[0], p[1], bounds, 0x1p-53);
+      fill.constants.uniform_f64 = uniform<double>(p[0], p[1], bounds, 0x1p-53);
     } else {
-      fill.uniform_f32 = uniform<float>(p[0], p[1], bounds, 0x1p-24);
+      fill.constants.uniform_f32 = uniform<float>(p[0], p[1], bounds, 0x1p-24);
     }
   } else if (fill.kind == Kind::normal) {
     if (f64) {
-      fill.normal_f64 = {p[0], p[1]};
+      fill.constants.normal_f64 = {p[0], p[1]};
     } else {
-      fill.normal_f32 = {static_cast<float>(p[0]), static_cast<float>(p[1])};
+      fill.constants.normal_f32 = {static_cast<float>(p[0]), static_cast<float>(p[1])};
     }
   } else {
     const Bounds bounds = bounds_in(fill.dtype, p[2], p[3], false);
@@ -422,9 +277,9 @@ void lower_random(Fill& fill, const double (&p)[4]) {
       return make_constant(fill, point);
     }
     if (f64) {
-      fill.truncated_f64 = truncated_normal<double>(p[0], p[1], p[2], p[3], bounds, 0x1p-62);
+      fill.constants.truncated_f64 = truncated_normal<double>(p[0], p[1], p[2], p[3], bounds, 0x1p-62);
     } else {
-      fill.truncated_f32 = truncated_normal<float>(p[0], p[1], p[2], p[3], bounds, 0x1p-31);
+      fill.constants.truncated_f32 = truncated_normal<float>(p[0], p[1], p[2], p[3], bounds, 0x1p-31);
     }
   }
 }
@@ -437,10 +292,16 @@ void lower_sparse(Fill& fill, const Description& from, const std::vector<int64_t
   double zeros = std::ceil(from.params[0] * rows);
   if (!(zeros > 0.0)) zeros = 0.0;
   if (zeros > rows) zeros = rows;
-  fill.sparse = {shape[0], shape[1], static_cast<int64_t>(zeros), 0, 0, from.second, static_cast<float>(std), std};
+  Sparse& c = fill.constants.sparse;
+  c = {shape[0], shape[1], static_cast<int64_t>(zeros), 0, 0, from.second, {}};
+  if (fill.dtype == DType::f64) {
+    c.normal_f64 = {0.0, std};
+  } else {
+    c.normal_f32 = {0.0f, static_cast<float>(std)};
+  }
   if (from.has_region) {
-    fill.sparse.row0 = from.offsets[0];
-    fill.sparse.col0 = from.offsets[1];
+    c.row0 = from.offsets[0];
+    c.col0 = from.offsets[1];
   }
   fill.first = 0;
 }
@@ -452,17 +313,17 @@ bool place(Fill& fill, Description& from) {
   if (from.has_region && (from.shape.size() != dims || from.offsets.size() != dims)) {
     malformed("a region has other dimensions than its tensor");
   }
-  from.jumps.resize(dims);
-  int64_t jump = 1;
+  from.logical_strides.resize(dims);
+  int64_t stride = 1;
   bool empty = false;
   for (size_t d = dims; d-- > 0;) {
     const int64_t size = from.sizes[d], shape = from.has_region ? from.shape[d] : size;
     const int64_t offset = from.has_region ? from.offsets[d] : 0;
     if (size < 0) malformed("a negative size");
     if (offset < 0 || offset > shape - size) malformed("a region leaves its logical tensor");
-    from.jumps[d] = jump;
-    fill.first += static_cast<uint64_t>(offset * jump);
-    if (__builtin_mul_overflow(jump, shape > 0 ? shape : 1, &jump)) malformed("a logical shape is too large");
+    from.logical_strides[d] = stride;
+    fill.first += static_cast<uint64_t>(offset * stride);
+    if (__builtin_mul_overflow(stride, shape > 0 ? shape : 1, &stride)) malformed("a logical shape is too large");
     empty = empty || size == 0;
   }
   return !empty;
@@ -506,7 +367,7 @@ void lower(Description& from, std::vector<Fill>& to) {
       break;
     case Kind::sparse:
       lower_sparse(fill, from, shape);
-      return append(to, fill, from.sizes, from.strides, from.jumps);
+      return append(to, fill, from.sizes, from.strides, from.logical_strides);
     case Kind::eye:
     case Kind::dirac:
       lower_eye_or_dirac(fill, shape, from.params[0]);
@@ -517,8 +378,8 @@ void lower(Description& from, std::vector<Fill>& to) {
       std::swap(fill.dtype, drawn);
       if (fill.steps > 0 && fill.kind == Kind::constant) run_on_constant(fill, drawn);
   }
-  merge(from.sizes, from.strides, from.jumps);
-  append(to, fill, from.sizes, from.strides, from.jumps);
+  merge(from.sizes, from.strides, from.logical_strides);
+  append(to, fill, from.sizes, from.strides, from.logical_strides);
 }
 
 }  // namespace fastinit

@@ -29,7 +29,7 @@ struct Description {
   int64_t drawn = 0;                         // the dtype of the draw, if there are steps
   std::vector<Step> steps;
 
-  std::vector<int64_t> jumps;  // found by lower(): strides of the logical tensor
+  std::vector<int64_t> logical_strides;  // found by lower(): strides of the logical tensor
 };
 
 // Appends the fill, or several where one cannot describe it, or none if it has no elements. Throws

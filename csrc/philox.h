@@ -9,13 +9,31 @@ namespace FASTINIT_ISA {
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
 
-// All that does not change between blocks that share the high half of their block number: the round keys, and the
-// products of the first two rounds that only meet the stream.
+// A block is (block, stream) as four words, put through ten of these rounds. The keys, at first the seed's halves, grow
+// by kPhiloxW0 and kPhiloxW1 from round to round.
+FASTINIT_FN void philox_round(uint32_t key0, uint32_t key1, U w[4]) {
+  U hi0, lo0, hi1, lo1;
+  mul_wide(w[0], kPhiloxM0, hi0, lo0);
+  mul_wide(w[2], kPhiloxM1, hi1, lo1);
+  w[0] = xor3(hi1, w[1], splat(key0));
+  w[1] = lo1;
+  w[2] = xor3(hi0, w[3], splat(key1));
+  w[3] = lo0;
+}
+
+// Of the words that go in, (block_lo, block_hi, stream_lo, stream_hi), only block_lo differs between blocks that are
+// filled together. So rounds 1 and 2 come to two products a block; the rest is computed once:
+//   round 1: w0 = hi(M1 stream_lo) ^ block_hi ^ k0      the same in every block: `a` below
+//            w1 = lo(M1 stream_lo)                      the same
+//            w2 = hi(M0 block_lo) ^ stream_hi ^ k1      r1_c is what is mixed in
+//            w3 = lo(M0 block_lo)
+//   round 2: w0 = hi(M1 w2) ^ w1 ^ k0'                  r2_a is what is mixed in
+//            w1 = lo(M1 w2)
+//            w2 = hi(M0 w0) ^ w3 ^ k1'                  r2_c is what is mixed into w3
+//            w3 = lo(M0 w0)                             r2_d
 struct Philox {
-  uint32_t key0[10], key1[10];
-  uint32_t r1_c;        // round 1: what is mixed into hi(M0 * block)
-  uint32_t r2_a, r2_c;  // round 2: what is mixed into hi(M1 * c) and into lo(M0 * block)
-  uint32_t r2_d;        // round 2: word 3, the same in every block
+  uint32_t key0[10], key1[10];  // of each round
+  uint32_t r1_c, r2_a, r2_c, r2_d;
 };
 
 FASTINIT_FN Philox philox_prepare(uint64_t seed, uint64_t stream, uint32_t block_hi) {
@@ -37,7 +55,7 @@ FASTINIT_FN Philox philox_prepare(uint64_t seed, uint64_t stream, uint32_t block
   return p;
 }
 
-// The first two rounds, and one of the others.
+// Rounds 1 and 2.
 FASTINIT_FN void philox_begin(U block, const Philox& p, U w[4]) {
   U hi0, lo0, hi1, lo1;
   mul_wide(block, kPhiloxM0, hi0, lo0);
@@ -46,15 +64,6 @@ FASTINIT_FN void philox_begin(U block, const Philox& p, U w[4]) {
   w[1] = lo1;
   w[2] = bit_xor(lo0, splat(p.r2_c));
   w[3] = splat(p.r2_d);
-}
-FASTINIT_FN void philox_round(uint32_t key0, uint32_t key1, U w[4]) {
-  U hi0, lo0, hi1, lo1;
-  mul_wide(w[0], kPhiloxM0, hi0, lo0);
-  mul_wide(w[2], kPhiloxM1, hi1, lo1);
-  w[0] = xor3(hi1, w[1], splat(key0));
-  w[1] = lo1;
-  w[2] = xor3(hi0, w[3], splat(key1));
-  w[3] = lo0;
 }
 
 // The four words of each lane's block, whose number has the low half `block`; side by side for several lanes of blocks.

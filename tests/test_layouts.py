@@ -248,8 +248,8 @@ def test_one_tensor_on_threads(initializer: Initializer, dtype: torch.dtype, thr
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2], ids=str)
 @pytest.mark.parametrize("start", [0, 1])
-def test_stores_past_the_caches(dtype: torch.dtype, start: int, isa: str) -> None:
-    """From 64 MiB on, which a store past the caches has to be aligned for: from the second element on it is not."""
+def test_stores_that_bypass_the_caches(dtype: torch.dtype, start: int, isa: str) -> None:
+    """From 64 MiB on. Such a store has to be aligned: from the second element on it is not."""
     tensor = torch.zeros((64 << 20) // dtype.itemsize + 1000, dtype=dtype)[start:]
     fill([Fill(tensor, Uniform(-1.0, 1.0), SEED, STREAM)])
     part = torch.empty(1 << 20, dtype=dtype)

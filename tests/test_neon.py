@@ -262,7 +262,7 @@ def hot_loop(assembly: str, value: str, dtype: str) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "E4M3"])
-@pytest.mark.parametrize("value", ["UniformOf", "NormalOf"])
+@pytest.mark.parametrize("value", ["UniformDist", "NormalDist"])
 def test_hot_loop(value: str, dtype: str, built: Path) -> None:
     loop = hot_loop((built / "cpu_kernels_neon.s").read_text(), value, dtype)
     count = Counter(instruction.split()[0] for instruction in loop)

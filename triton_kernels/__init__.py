@@ -18,7 +18,8 @@ from . import kernels
 __all__ = ["fill"]
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_BITS, _CONSTANT, _SPARSE, _DIAGONALS, _F64 = 0, 1, 5, 8, 1
+_SPARSE, _F64 = kernels.SPARSE.value, kernels.F64.value
+_PATTERNED = (kernels.CONSTANT.value, kernels.DIAGONALS.value)
 
 #: Blocks of a tile, tiles of a program, elements of a program that takes them one by one.
 BLOCK, TILES, ELEMENTS = 512, 8, 512
@@ -74,14 +75,15 @@ def _key(f: Fill) -> dict[str, int]:
 
 
 def _boxes(f: Fill) -> Iterator[tuple[int, tuple[int, ...], tuple[int, ...], tuple[int, ...], int]]:
-    """The fill as regions of three dimensions: offset in elements, sizes, strides, jumps, first logical index."""
-    sizes, strides, jumps = f["sizes"], f["strides"], f["jumps"]
+    """The fill as regions of three dimensions: offset, sizes, strides, logical strides, first logical index."""
+    sizes, strides, logical_strides = f["sizes"], f["strides"], f["logical_strides"]
     if len(sizes) <= 3:
         pad = 3 - len(sizes)
-        yield 0, (1,) * pad + sizes, (0,) * pad + strides, (0,) * pad + jumps, f["first"]
+        yield 0, (1,) * pad + sizes, (0,) * pad + strides, (0,) * pad + logical_strides, f["first"]
         return
     for i in range(sizes[0]):
-        inner = {"sizes": sizes[1:], "strides": strides[1:], "jumps": jumps[1:], "first": f["first"] + i * jumps[0]}
+        inner = {"sizes": sizes[1:], "strides": strides[1:], "logical_strides": logical_strides[1:]}
+        inner["first"] = f["first"] + i * logical_strides[0]
         for offset, *box in _boxes(inner):
             yield (offset + i * strides[0], *box)  # type: ignore[misc]
 
@@ -93,11 +95,11 @@ def _fill_one(tensor: torch.Tensor, f: Fill) -> None:
     offset = (f["data"] - to.data_ptr()) // f["item_size"]
     if f["kind"] == _SPARSE:
         _sparse(to, offset, f)
-    elif f["kind"] not in (_CONSTANT, _DIAGONALS) and f["strides"] == (1,) and f["jumps"] == (1,):
+    elif f["kind"] not in _PATTERNED and f["strides"] == (1,) and f["logical_strides"] == (1,):
         _run(to, offset, f)
     else:
-        for start, sizes, strides, jumps, first in _boxes(f):
-            _scattered(to, offset + start, sizes, strides, jumps, first, f)
+        for start, sizes, strides, logical_strides, first in _boxes(f):
+            _scattered(to, offset + start, sizes, strides, logical_strides, first, f)
 
 
 def _run(to: torch.Tensor, offset: int, f: Fill) -> None:
@@ -158,7 +160,7 @@ def _scattered(
     offset: int,
     sizes: tuple[int, ...],
     strides: tuple[int, ...],
-    jumps: tuple[int, ...],
+    logical_strides: tuple[int, ...],
     first: int,
     f: Fill,
 ) -> None:
@@ -169,14 +171,14 @@ def _scattered(
         "size1": sizes[1],
         "size2": sizes[2],
         **{f"stride{n}": stride for n, stride in enumerate(strides)},
-        **{f"jump{n}": jump for n, jump in enumerate(jumps)},
+        **{f"logical_stride{n}": stride for n, stride in enumerate(logical_strides)},
         "first_lo": first_lo,
         "first_hi": first_hi,
         "KIND": f["kind"],
         "BYTES": f["item_size"],
         "BLOCK": ELEMENTS,
     }
-    if f["kind"] in (_CONSTANT, _DIAGONALS):
+    if f["kind"] in _PATTERNED:
         low = f["pattern"][0]
         names = ("start", "groups", "group_step", "diagonal", "step")
         diagonals = dict(zip(names, f.get("diagonals", (0, 0, 1, 0, 1)), strict=True))

@@ -1,4 +1,4 @@
-"""The kernels: where values go. csrc/cuda.cu has the same paths, but for one launch a fill here.
+"""The kernels: where values go. csrc/cuda_kernels.cuh has the same paths, but for one launch a fill here.
 
 Integers travel as the halves or the bit patterns that they are (floating constants too), and none of them specialises a
 kernel: it is compiled once for each distribution, dtype and kind of program. ``k`` is the distribution's constants in
@@ -23,7 +23,7 @@ from .distributions import (
 )
 from .philox import philox
 
-# csrc/fill.h has the same codes.
+# The codes of torch_fastinit/codes.py.
 BITS, CONSTANT, UNIFORM, NORMAL, TRUNCATED_NORMAL = (constexpr(n) for n in range(5))
 SPARSE, DIAGONALS, F64 = constexpr(5), constexpr(8), constexpr(1)
 
@@ -31,7 +31,7 @@ INTEGERS = [
     *("offset", "count", "first_lo", "first_hi", "seed_lo", "seed_hi", "stream_lo", "stream_hi", "threshold"),
     *(f"c{n}" for n in range(10)),
     *(f"p{n}" for n in range(6)),
-    *(f"{name}{n}" for name in ("size", "stride", "jump") for n in range(3)),
+    *(f"{name}{n}" for name in ("size", "stride", "logical_stride") for n in range(3)),
     *("block_lo", "block_hi", "second_lo", "second_hi", "rows", "cols", "zeros", "row0", "col0", "part"),
     *("start", "groups", "group_step", "diagonal", "step", "low", "high", "skip"),
 ]
@@ -214,14 +214,16 @@ def run(
 
 
 @triton.jit
-def place(item, size1, size2, stride0, stride1, stride2, jump0, jump1, jump2):
+def place(item, size1, size2, stride0, stride1, stride2, logical_stride0, logical_stride1, logical_stride2):
     """Where the items of a region with three dimensions lie, and their logical indices from its first element."""
     n1, n2 = tl.cast(size1, tl.int64), tl.cast(size2, tl.int64)
     i2 = item % n2
     rest = item // n2
     i1 = rest % n1
     i0 = rest // n1
-    return i0 * stride0 + i1 * stride1 + i2 * stride2, (i0 * jump0 + i1 * jump1 + i2 * jump2).to(tl.uint64)
+    return i0 * stride0 + i1 * stride1 + i2 * stride2, (
+        i0 * logical_stride0 + i1 * logical_stride1 + i2 * logical_stride2
+    ).to(tl.uint64)
 
 
 @triton.jit
@@ -268,9 +270,9 @@ def scattered(
     stride0: "i64",
     stride1: "i64",
     stride2: "i64",
-    jump0: "i64",
-    jump1: "i64",
-    jump2: "i64",
+    logical_stride0: "i64",
+    logical_stride1: "i64",
+    logical_stride2: "i64",
     first_lo: "i64",
     first_hi: "i64",
     block_lo: "i64",
@@ -305,7 +307,9 @@ def scattered(
 ):
     """Any layout of up to three dimensions, element by element."""
     item = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    where, index = place(item, size1, size2, stride0, stride1, stride2, jump0, jump1, jump2)
+    where, index = place(
+        item, size1, size2, stride0, stride1, stride2, logical_stride0, logical_stride1, logical_stride2
+    )
     e = values_at(
         index + wide(first_lo, first_hi),
         wide(block_lo, block_hi),
@@ -332,9 +336,9 @@ def patterned(
     stride0: "i64",
     stride1: "i64",
     stride2: "i64",
-    jump0: "i64",
-    jump1: "i64",
-    jump2: "i64",
+    logical_stride0: "i64",
+    logical_stride1: "i64",
+    logical_stride2: "i64",
     first_lo: "i64",
     first_hi: "i64",
     low: "i64",
@@ -349,7 +353,9 @@ def patterned(
 ):
     """One bit pattern everywhere, or where the diagonals are: ``groups`` of ``diagonal`` ones each."""
     item = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    where, index = place(item, size1, size2, stride0, stride1, stride2, jump0, jump1, jump2)
+    where, index = place(
+        item, size1, size2, stride0, stride1, stride2, logical_stride0, logical_stride1, logical_stride2
+    )
     e = tl.zeros([BLOCK], tl.int64) + low
     if KIND == DIAGONALS:
         past = (index + wide(first_lo, first_hi)).to(tl.int64) - start
