@@ -157,7 +157,4 @@ class NinjaBuild(build_ext):
             raise CompileError(f"ninja could not build {target.name}; the compiler's message is above")
 
 
-setup(
-    ext_modules=[Extension("torch_fastinit._C", sources=[])],
-    cmdclass={"build_ext": NinjaBuild},
-)
+setup(ext_modules=[Extension("torch_fastinit._C", sources=[])], cmdclass={"build_ext": NinjaBuild})

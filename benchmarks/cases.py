@@ -217,11 +217,7 @@ def cases(side: int = 4096, tail: int = 1 << 20) -> list[Case]:
     )
     rows.append(
         Case(
-            "sparse_ 0.9",
-            torch.float32,
-            lambda t: sparse(torch_init, t),
-            lambda t: sparse(ours, t),
-            shape=(side, side),
+            "sparse_ 0.9", torch.float32, lambda t: sparse(torch_init, t), lambda t: sparse(ours, t), shape=(side, side)
         )
     )
     rows.append(Case("eye_", torch.float32, torch_init.eye_, ours.eye_, shape=(side, side)))

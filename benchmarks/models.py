@@ -39,11 +39,7 @@ _TINY_GPT2 = {"n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 512, "bos_t
 MODELS: dict[str, Model] = {
     "gpt2": Model("GPT-2 124M", "GPT2Config", "AutoModelForCausalLM", {}, _TINY_GPT2),
     "gpt2-xl": Model(
-        "GPT-2 1.5B",
-        "GPT2Config",
-        "AutoModelForCausalLM",
-        {"n_embd": 1600, "n_layer": 48, "n_head": 25},
-        _TINY_GPT2,
+        "GPT-2 1.5B", "GPT2Config", "AutoModelForCausalLM", {"n_embd": 1600, "n_layer": 48, "n_head": 25}, _TINY_GPT2
     ),
     # Llama 3.2 1B, with its tied embedding.
     "llama-1b": Model(

@@ -22,79 +22,53 @@ using fastinit::Fill;
 using fastinit::Kind;
 
 template <class T>
-void put(py::dict& out, const fastinit::Uniform<T>& c) {
-  out["constants"] = py::make_tuple(c.scale, c.start, c.lo, c.hi);
+py::tuple tuple_of(const fastinit::TruncatedNormal<T>& c) {
+  if (c.far) return py::make_tuple(c.step, c.base_lower, c.lo, c.hi, c.kappa, c.psi, c.near, c.reach);
+  return py::make_tuple(c.step, c.base_lower, c.base_upper, c.x_step, c.x_lower, c.x_upper, c.mean, c.std, c.lo, c.hi);
 }
+
+// The constants of a fill in float (T = float) or in double.
 template <class T>
-void put(py::dict& out, const fastinit::Normal<T>& c) {
-  out["constants"] = py::make_tuple(c.mean, c.std);
-}
-template <class T>
-void put(py::dict& out, const fastinit::TruncatedNormal<T>& c) {
-  out["threshold"] = c.threshold;
-  out["far"] = c.far != 0;
-  const py::tuple far = py::make_tuple(c.step, c.base_lower, c.lo, c.hi, c.kappa, c.psi, c.near, c.reach);
-  const py::tuple near =
-      py::make_tuple(c.step, c.base_lower, c.base_upper, c.x_step, c.x_lower, c.x_upper, c.mean, c.std, c.lo, c.hi);
-  out["constants"] = c.far ? far : near;
+void add_constants(py::dict& out, const Fill& fill, const fastinit::Uniform<T>& uniform,
+                   const fastinit::Normal<T>& normal, const fastinit::TruncatedNormal<T>& truncated,
+                   const fastinit::Normal<T>& sparse) {
+  if (fill.kind == Kind::uniform) {
+    out["constants"] = py::make_tuple(uniform.scale, uniform.start, uniform.lo, uniform.hi);
+  } else if (fill.kind == Kind::normal || fill.kind == Kind::sparse) {
+    const fastinit::Normal<T>& c = fill.kind == Kind::normal ? normal : sparse;
+    out["constants"] = py::make_tuple(c.mean, c.std);
+  } else if (fill.kind == Kind::truncated_normal) {
+    out["constants"] = tuple_of(truncated);
+    out["threshold"] = truncated.threshold;
+    out["far"] = truncated.far != 0;
+  }
 }
 
 // A fill as Python sees it: for a backend that is not compiled into this module.
 py::dict describe(const Fill& fill) {
-  py::dict out;
+  using namespace py::literals;
   const auto list = [&](const int64_t* values) {
     return py::tuple(py::cast(std::vector<int64_t>(values, values + fill.dims)));
   };
-  out["tensor"] = fill.tensor;
-  out["data"] = reinterpret_cast<uintptr_t>(fill.data);
-  out["kind"] = static_cast<int>(fill.kind);
-  out["dtype"] = static_cast<int>(fill.dtype);
-  out["item_size"] = fill.item_size;
-  out["sizes"] = list(fill.sizes);
-  out["strides"] = list(fill.strides);
-  out["logical_strides"] = list(fill.logical_strides);
-  out["first"] = fill.first;
-  out["first_block"] = fill.first_block;
-  out["seed"] = fill.seed;
-  out["stream"] = fill.stream;
   const bool f64 = fill.dtype == DType::f64;
-  switch (fill.kind) {
-    case Kind::uniform:
-      f64 ? put(out, fill.constants.uniform_f64) : put(out, fill.constants.uniform_f32);
-      break;
-    case Kind::normal:
-      f64 ? put(out, fill.constants.normal_f64) : put(out, fill.constants.normal_f32);
-      break;
-    case Kind::truncated_normal:
-      f64 ? put(out, fill.constants.truncated_f64) : put(out, fill.constants.truncated_f32);
-      break;
-    case Kind::sparse: {
-      const fastinit::Sparse& c = fill.constants.sparse;
-      f64 ? put(out, c.normal_f64) : put(out, c.normal_f32);
-      out["rows"] = c.rows;
-      out["cols"] = c.cols;
-      out["zeros"] = c.zeros;
-      out["row0"] = c.row0;
-      out["col0"] = c.col0;
-      out["second"] = c.stream;
-      break;
-    }
-    case Kind::diagonals: {
-      const fastinit::Diagonals& c = fill.constants.diagonals;
-      out["diagonals"] = py::make_tuple(c.start, c.groups, c.group_step, c.count, c.step);
-      break;
-    }
-    default:
-      break;
-  }
   py::list program;
-  for (int s = 0; s < fill.steps; ++s) {
-    const fastinit::Step& step = fill.program[s];
-    program.append(py::make_tuple(static_cast<int>(step.op), static_cast<int>(step.dtype),
-                                  f64 ? step.f64 : static_cast<double>(step.f32)));
+  for (const fastinit::Step* step = fill.program; step != fill.program + fill.steps; ++step) {
+    program.append(py::make_tuple(static_cast<int>(step->op), static_cast<int>(step->dtype),
+                                  f64 ? step->f64 : static_cast<double>(step->f32)));
   }
-  out["program"] = py::tuple(program);
-  out["pattern"] = py::make_tuple(fill.pattern[0], fill.pattern[1]);
+  py::dict out("tensor"_a = fill.tensor, "data"_a = reinterpret_cast<uintptr_t>(fill.data),
+               "kind"_a = static_cast<int>(fill.kind), "dtype"_a = static_cast<int>(fill.dtype),
+               "item_size"_a = fill.item_size, "sizes"_a = list(fill.sizes), "strides"_a = list(fill.strides),
+               "logical_strides"_a = list(fill.logical_strides), "first"_a = fill.first,
+               "first_block"_a = fill.first_block, "seed"_a = fill.seed, "stream"_a = fill.stream,
+               "program"_a = py::tuple(program), "pattern"_a = py::make_tuple(fill.pattern[0], fill.pattern[1]));
+  const fastinit::Constants& c = fill.constants;
+  f64 ? add_constants(out, fill, c.uniform_f64, c.normal_f64, c.truncated_f64, c.sparse.normal_f64)
+      : add_constants(out, fill, c.uniform_f32, c.normal_f32, c.truncated_f32, c.sparse.normal_f32);
+  const fastinit::Sparse& s = c.sparse;
+  const fastinit::Diagonals& d = c.diagonals;
+  if (fill.kind == Kind::sparse) out["sparse"] = py::make_tuple(s.rows, s.cols, s.zeros, s.row0, s.col0, s.stream);
+  if (fill.kind == Kind::diagonals) out["diagonals"] = py::make_tuple(d.start, d.groups, d.group_step, d.count, d.step);
   return out;
 }
 

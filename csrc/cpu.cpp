@@ -39,7 +39,7 @@ struct Choice {
 };
 
 // What this machine can run, best first.
-std::vector<Choice> choices() {
+const std::vector<Choice> choices = [] {
   std::vector<Choice> all;
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -53,9 +53,9 @@ std::vector<Choice> choices() {
 #endif
   all.push_back({"scalar", &scalar::kernels});
   return all;
-}
+}();
 
-std::atomic<const Kernels*> chosen{choices().front().kernels};
+std::atomic<const Choice*> chosen{&choices.front()};
 
 // What one thread does at a time: the fills [first, last), of one alone the elements (of a sparse one, whose columns
 // are scans, the columns) from `begin` to `end`.
@@ -113,7 +113,7 @@ std::vector<Piece> pieces(const std::vector<Fill>& fills, int threads, int64_t e
 
 // What the threads at a batch share.
 struct Batch::Job {
-  Job(std::vector<Fill> all, int threads, bool fresh) : kernels(*chosen.load()), fills(std::move(all)) {
+  Job(std::vector<Fill> all, int threads, bool fresh) : kernels(*chosen.load()->kernels), fills(std::move(all)) {
     int64_t elements = 0, bytes = 0;
     for (const Fill& fill : fills) {
       elements += fill.numel();
@@ -250,27 +250,22 @@ Batch::~Batch() { finish(); }
 
 void fill_here(const std::vector<Fill>& fills) {
   const DefaultFloatingPoint guard;
-  const Kernels& kernels = *chosen.load();
+  const Kernels& kernels = *chosen.load()->kernels;
   for (const Fill& fill : fills) run(kernels, fill, 0, length_of(fill));
 }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
-  for (const Choice& c : choices()) names.push_back(c.name);
+  for (const Choice& c : choices) names.push_back(c.name);
   return names;
 }
 
-std::string instruction_set() {
-  for (const Choice& c : choices()) {
-    if (c.kernels == chosen.load()) return c.name;
-  }
-  return "";
-}
+std::string instruction_set() { return chosen.load()->name; }
 
 void set_instruction_set(const std::string& name) {
-  for (const Choice& c : choices()) {
+  for (const Choice& c : choices) {
     if (name == c.name) {
-      chosen = c.kernels;
+      chosen = &c;
       return;
     }
   }

@@ -159,20 +159,7 @@ using Run = void (*)(const void* constants, Stream&, uint64_t index, int64_t cou
 
 template <class Dist>
 Run run_for(DType dtype) {
-  switch (dtype) {
-    case DType::f32:
-      return run32<Dist, F32>;
-    case DType::f16:
-      return run32<Dist, F16>;
-    case DType::bf16:
-      return run32<Dist, BF16>;
-    case DType::e4m3:
-      return run32<Dist, E4M3>;
-    case DType::e5m2:
-      return run32<Dist, E5M2>;
-    default:
-      return nullptr;
-  }
+  return with_format(dtype, [](auto format) -> Run { return run32<Dist, decltype(format)>; });
 }
 
 Run run_for(const Fill& fill) {

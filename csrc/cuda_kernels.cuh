@@ -185,18 +185,7 @@ FASTINIT_FN Row row_of(const Entry& entry, const Layout& layout, uint64_t item) 
 FASTINIT_FN DType dtype_of(const Entry& entry) { return static_cast<DType>(entry.dtype); }
 
 FASTINIT_FN U round_to(DType dtype, U x) {
-  switch (dtype) {
-    case DType::f16:
-      return F16::round(x);
-    case DType::bf16:
-      return BF16::round(x);
-    case DType::e4m3:
-      return E4M3::round(x);
-    case DType::e5m2:
-      return E5M2::round(x);
-    default:
-      return x;
-  }
+  return with_format(dtype, [&](auto format) { return format.round(x); });
 }
 
 FASTINIT_FN void store_element(unsigned char* to, int size, uint64_t bits) {
@@ -392,18 +381,10 @@ template <class Dist, int kUnroll>
 FASTINIT_FN void any_dtype(const Entry& entry, const Layout& layout, const typename Dist::Constants& c,
                            uint32_t number) {
   if (entry.path != Path::run) return rows<Values32<Dist>>(entry, layout, c, number);
-  switch (dtype_of(entry)) {
-    case DType::f16:
-      return run<Group32<Dist, F16>, 1>(entry, c, number);
-    case DType::bf16:
-      return run<Group32<Dist, BF16>, 1>(entry, c, number);
-    case DType::e4m3:
-      return run<Group32<Dist, E4M3>, 1>(entry, c, number);
-    case DType::e5m2:
-      return run<Group32<Dist, E5M2>, 1>(entry, c, number);
-    default:
-      return run<Group32<Dist, F32>, kUnroll>(entry, c, number);
-  }
+  with_format(dtype_of(entry), [&](auto format) {
+    using Format = decltype(format);
+    run<Group32<Dist, Format>, Format::kBytes == 4 ? kUnroll : 1>(entry, c, number);
+  });
 }
 
 template <class Constants>

@@ -211,23 +211,30 @@ struct BF16 {  // float32's exponent: no other range, so no subnormals of its ow
 struct F32 {
   static constexpr int kBytes = 4;
   FASTINIT_FN U round(U x) { return x; }
+  FASTINIT_FN U value(U n) { return n; }
 };
+
+// Calls `use` with the format of a dtype that is computed in float32.
+template <class Use>
+FASTINIT_FN auto with_format(DType dtype, const Use& use) {
+  switch (dtype) {
+    case DType::f16:
+      return use(F16());
+    case DType::bf16:
+      return use(BF16());
+    case DType::e4m3:
+      return use(E4M3());
+    case DType::e5m2:
+      return use(E5M2());
+    default:
+      return use(F32());
+  }
+}
 
 // ---- what is done to values after they were drawn: each operation with its own rounding --------------------------
 
 FASTINIT_FN F rounded(F x, DType dtype) {
-  switch (dtype) {
-    case DType::f16:
-      return from_bits(F16::value(F16::round(bits(x))));
-    case DType::bf16:
-      return from_bits(BF16::value(BF16::round(bits(x))));
-    case DType::e4m3:
-      return from_bits(E4M3::value(E4M3::round(bits(x))));
-    case DType::e5m2:
-      return from_bits(E5M2::value(E5M2::round(bits(x))));
-    default:
-      return x;
-  }
+  return with_format(dtype, [&](auto format) { return from_bits(format.value(format.round(bits(x)))); });
 }
 
 FASTINIT_FN F operate(F x, const Step& step) {

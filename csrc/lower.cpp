@@ -204,18 +204,10 @@ void run_on_constant(Fill& fill, DType drawn) {
     scalar::run_steps64(fill.program, fill.steps, x);
     std::memcpy(fill.pattern, x, 8);
   } else {
-    const auto narrow = static_cast<uint32_t>(fill.pattern[0]);
-    uint32_t x[1] = {drawn == DType::f16    ? scalar::F16::value(narrow)
-                     : drawn == DType::bf16 ? scalar::BF16::value(narrow)
-                     : drawn == DType::e4m3 ? scalar::E4M3::value(narrow)
-                     : drawn == DType::e5m2 ? scalar::E5M2::value(narrow)
-                                            : narrow};
+    const auto stored = static_cast<uint32_t>(fill.pattern[0]);
+    uint32_t x[1] = {scalar::with_format(drawn, [&](auto format) { return format.value(stored); })};
     scalar::run_steps(fill.program, fill.steps, x);
-    fill.pattern[0] = fill.dtype == DType::f16    ? scalar::F16::round(x[0])
-                      : fill.dtype == DType::bf16 ? scalar::BF16::round(x[0])
-                      : fill.dtype == DType::e4m3 ? scalar::E4M3::round(x[0])
-                      : fill.dtype == DType::e5m2 ? scalar::E5M2::round(x[0])
-                                                  : x[0];
+    fill.pattern[0] = scalar::with_format(fill.dtype, [&](auto format) { return format.round(x[0]); });
   }
   fill.steps = 0;
 }

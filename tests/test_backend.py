@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -110,10 +111,10 @@ def test_what_cannot_be_forced_says_why(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(RuntimeError, match="'cuda' cannot serve device type 'cpu': it is not made for it"):
         fastinit.backends(cpu="cuda")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(backend, "_has_triton", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "found")
     with pytest.raises(RuntimeError, match="only in its interpreter"):
         fastinit.backends(cpu="triton")
-    monkeypatch.setattr(backend, "_has_triton", lambda: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="Triton is not installed"):
         fastinit.backends(cpu="triton")
     with pytest.raises(RuntimeError, match=r"no backend .* device type 'xpu' \(triton: Triton is not installed\)"):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -79,15 +80,8 @@ def _no_cuda(device: str) -> str:
     return _C.cuda_error()
 
 
-@functools.cache
-def _has_triton() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("triton") is not None
-
-
 def _no_triton(device: str) -> str:
-    if not _has_triton():
+    if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET", "0") != "1":
         return "runs on the CPU only in its interpreter (TRITON_INTERPRET=1 in the environment)"
@@ -100,11 +94,7 @@ PROVIDERS = {
     "triton": Provider("triton", "Triton", _fill_triton, _no_triton),
 }
 #: For each type of device what may serve it, best first.
-DEVICES: dict[str, tuple[str, ...]] = {
-    "cpu": ("cpu", "triton"),
-    "cuda": ("cuda", "triton"),
-    "xpu": ("triton",),
-}
+DEVICES: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "triton"), "cuda": ("cuda", "triton"), "xpu": ("triton",)}
 
 #: What serves each type of device, once that was decided.
 serving: dict[str, Provider] = {}

@@ -35,15 +35,8 @@ class Op(enum.IntEnum):
 
 #: dtypes that the kernels write. A constant goes into any dtype, by its bit pattern: the code of the others is that of
 #: `DType::opaque`, 64, plus the item size.
-DTYPE_CODES: dict[torch.dtype, int] = {
-    torch.float32: 0,
-    torch.float64: 1,
-    torch.float16: 2,
-    torch.bfloat16: 3,
-    torch.float8_e4m3fn: 4,
-    torch.float8_e5m2: 5,
-    torch.int32: 6,
-}
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+DTYPE_CODES: dict[torch.dtype, int] = {dtype: code for code, dtype in enumerate((*_DTYPES, torch.int32))}
 
 #: As many steps as may follow a draw. (The kernels have room for one more, the draw's own rounding.)
 MAX_STEPS = 5

@@ -9,25 +9,12 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import has_torch_function_unary
 
+from torch_fastinit._torch import PLAIN_TENSOR, increment_version, keys_of_tensor, watched
 from torch_fastinit.backend import provider_for, serving
 from torch_fastinit.initializers import Bits, Initializer
-from torch_fastinit.ops import (
-    EAGER_SECOND,
-    RANDOM_DTYPES,
-    Fill,
-    check_generator,
-    fill_one,
-    key_set,
-    refuse_inference_update,
-    watched,
-)
+from torch_fastinit.ops import EAGER_SECOND, RANDOM_DTYPES, Fill, check_generator, fill_one, refuse_inference_update
 from torch_fastinit.ops import fill as fill_batch
 from torch_fastinit.stream import draw_seed
-
-#: What an ordinary tensor in CPU memory is to torch's dispatcher.
-_PLAIN_TENSOR = key_set("CPU", "AutogradCPU", "ADInplaceOrView", "AutocastCPU")
-_keys_of_tensor = torch._C._dispatch_keys
-_increment_version = torch._C._increment_version
 
 
 def fill(
@@ -52,7 +39,7 @@ def fill(
         not is_dynamo_compiling()
         and tensor.dtype in RANDOM_DTYPES
         and not has_torch_function_unary(tensor)
-        and _keys_of_tensor(tensor).raw_repr() == _PLAIN_TENSOR
+        and keys_of_tensor(tensor).raw_repr() == PLAIN_TENSOR
         and not watched()
     ):
         # The dispatcher would do nothing more than call the op's CPU kernel, and take longer than all the rest of a
@@ -61,7 +48,7 @@ def fill(
             seed = draw_seed(generator) if initializer.draws else 0
         provider = serving.get("cpu") or provider_for("cpu")
         provider.run((Fill(tensor, initializer, seed, stream, None, EAGER_SECOND),), False)
-        _increment_version((tensor,))
+        increment_version((tensor,))
         return tensor
     if torch.compiler.is_compiling():  # the compiled graph bumps the version itself, if it sees no_grad
         with torch.no_grad():
@@ -74,7 +61,7 @@ def fill(
         with torch.no_grad():
             return tensor.copy_(fill(new, initializer, generator, seed, stream))
     _dispatch(tensor, initializer, generator, seed, stream)
-    _increment_version((tensor,))
+    increment_version((tensor,))
     return tensor
 
 

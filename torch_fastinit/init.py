@@ -454,13 +454,7 @@ def kaiming_uniform_(
     """
     if has_torch_function_variadic(tensor):
         return handle_torch_function(
-            kaiming_uniform_,
-            (tensor,),
-            tensor=tensor,
-            a=a,
-            mode=mode,
-            nonlinearity=nonlinearity,
-            generator=generator,
+            kaiming_uniform_, (tensor,), tensor=tensor, a=a, mode=mode, nonlinearity=nonlinearity, generator=generator
         )
     if _has_no_elements(tensor):
         return tensor

@@ -8,7 +8,8 @@ host, in csrc/lower.cpp. Treat as immutable: `frozen` would more than double con
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -28,7 +29,17 @@ class Initializer:
 
     @property
     def params(self) -> tuple[float, ...]:
-        return ()
+        return tuple(float(getattr(self, field.name)) for field in fields(self))
+
+    @staticmethod
+    def of(kind: int, params: Sequence[float]) -> Initializer:
+        """The initializer with this code and these parameters: the inverse of `kind` and `params`."""
+        if kind not in _PARAMETRIC:
+            raise ValueError(f"{kind} is no kind of initializer that has parameters alone")
+        cls = _PARAMETRIC[kind]
+        if len(params) != len(fields(cls)):
+            raise ValueError(f"{cls.__name__} takes {len(fields(cls))} parameters, not {len(params)}")
+        return cls(*params)
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -36,6 +47,7 @@ class Bits(Initializer):
     """Raw words of the stream, from word `offset` on, into int32."""
 
     kind = Kind.BITS
+    params = ()
     draws = 1
     offset: int = 0
 
@@ -45,6 +57,7 @@ class Constant(Initializer):
     """The same value everywhere, converted to the tensor's dtype as `Tensor.fill_` does."""
 
     kind = Kind.CONSTANT
+    params = ()
     value: complex | float | int | bool
 
 
@@ -53,6 +66,7 @@ class Pattern(Initializer):
     """What a `Constant` is in a dtype: the bytes of an element, padded to two words of 64 bits, low first."""
 
     kind = Kind.CONSTANT
+    params = ()
     words: tuple[int, int]
 
 
@@ -65,10 +79,6 @@ class Uniform(Initializer):
     a: float = 0.0
     b: float = 1.0
 
-    @property
-    def params(self) -> tuple[float, ...]:
-        return (self.a, self.b)
-
 
 @dataclass(slots=True, unsafe_hash=True)
 class Normal(Initializer):
@@ -78,10 +88,6 @@ class Normal(Initializer):
     draws = 1
     mean: float = 0.0
     std: float = 1.0
-
-    @property
-    def params(self) -> tuple[float, ...]:
-        return (self.mean, self.std)
 
     def component(self) -> Normal:
         """The distribution of the real and of the imaginary part of a complex tensor filled with this one."""
@@ -99,10 +105,6 @@ class TruncatedNormal(Initializer):
     a: float = -2.0
     b: float = 2.0
 
-    @property
-    def params(self) -> tuple[float, ...]:
-        return (self.mean, self.std, self.a, self.b)
-
 
 @dataclass(slots=True, unsafe_hash=True)
 class Sparse(Initializer):
@@ -112,10 +114,6 @@ class Sparse(Initializer):
     draws = 2
     sparsity: float
     std: float = 0.01
-
-    @property
-    def params(self) -> tuple[float, ...]:
-        return (self.sparsity, self.std)
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -131,10 +129,6 @@ class Dirac(Initializer):
 
     kind = Kind.DIRAC
     groups: int = 1
-
-    @property
-    def params(self) -> tuple[float, ...]:
-        return (float(self.groups),)
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -166,3 +160,9 @@ class Program(Initializer):
     @property
     def params(self) -> tuple[float, ...]:
         return self.draw.params
+
+
+#: Draws that steps may follow.
+PROGRAMMABLE = (Uniform, Normal, TruncatedNormal)
+#: The initializers that are nothing but their parameters.
+_PARAMETRIC: dict[int, type[Initializer]] = {cls.kind: cls for cls in (*PROGRAMMABLE, Sparse, Eye, Dirac)}

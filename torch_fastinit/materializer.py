@@ -99,12 +99,7 @@ def materialize(
     return module
 
 
-def plan(
-    module: torch.nn.Module,
-    *,
-    device: torch.device | str | int | None = None,
-    dtype: DtypeRule = None,
-) -> Plan:
+def plan(module: torch.nn.Module, *, device: torch.device | str | int | None = None, dtype: DtypeRule = None) -> Plan:
     """What `torch_fastinit.materialize` would do with `module`, tensor by tensor.
 
     Args:

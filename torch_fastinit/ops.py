@@ -20,30 +20,15 @@ is the whole tensor. `params` has the parameters and then one operand for each s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, TypeVar
 
 import torch
-from torch.autograd import profiler
 
+from torch_fastinit._torch import watched
 from torch_fastinit.backend import DEVICES, provider_for
 from torch_fastinit.codes import DTYPE_CODES, Kind, Op
-from torch_fastinit.initializers import (
-    Bits,
-    Constant,
-    Dirac,
-    Eye,
-    Initializer,
-    Normal,
-    Pattern,
-    Program,
-    Sparse,
-    Step,
-    TruncatedNormal,
-    Uniform,
-)
+from torch_fastinit.initializers import Bits, Constant, Initializer, Normal, Pattern, Program, Step, Uniform
 from torch_fastinit.stream import draw_seed, draw_stream, to_signed
 
 #: dtypes that a random fill can write (complex ones as pairs of reals).
@@ -155,83 +140,51 @@ def encode(fills: Iterable[Fill]) -> tuple[list[torch.Tensor], list[int], list[f
     return tensors, recipe, params
 
 
-_T = TypeVar("_T")
 _MASK64 = 2**64 - 1
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
-#: The initializers that are nothing but their parameters.
-_CLASSES: dict[int, Callable[..., Initializer]] = {
-    Kind.UNIFORM: Uniform,
-    Kind.NORMAL: Normal,
-    Kind.TRUNCATED_NORMAL: TruncatedNormal,
-    Kind.SPARSE: Sparse,
-    Kind.EYE: Eye,
-    Kind.DIRAC: lambda groups: Dirac(int(groups)),
-}
-_COUNTS = {Kind.UNIFORM: 2, Kind.NORMAL: 2, Kind.TRUNCATED_NORMAL: 4, Kind.SPARSE: 2, Kind.EYE: 0, Kind.DIRAC: 1}
 
 
-def initializer_of(kind: int, params: Sequence[float]) -> Initializer:
-    """The initializer with this code and these parameters: the inverse of its `kind` and `params`."""
-    if kind not in _CLASSES:
-        raise ValueError(f"malformed batch: {kind} is no kind of initializer that has parameters alone")
-    count = _COUNTS[Kind(kind)]
-    if len(params) != count:
-        raise ValueError(f"malformed batch: {Kind(kind).name.lower()} takes {count} parameters, not {len(params)}")
-    try:
-        return _CLASSES[kind](*params)
-    except (ValueError, OverflowError) as error:  # groups that are no number
-        raise ValueError(f"malformed batch: {error}") from None
+def _decode_one(tensor: torch.Tensor, recipe: Iterator[int], params: Iterator[float]) -> Fill:
+    def take(count: int) -> tuple[int, ...]:
+        return tuple([next(recipe) for _ in range(count)])
 
-
-def _take(items: Iterator[_T], count: int, of: str) -> list[_T]:
-    if count < 0:
-        raise ValueError(f"malformed batch: a negative number of {of}")
-    taken = list(islice(items, min(count, 2**31)))
-    if len(taken) < count:
-        raise ValueError(f"malformed batch: it ends within the {of}")
-    return taken
-
-
-def _look_up(table: Callable[[int], Any], code: int, what: str) -> Any:
-    try:
-        return table(code)
-    except (KeyError, ValueError):
-        raise ValueError(f"malformed batch: {code} is no {what}") from None
+    kind, word0, word1, count, dims, steps = take(6)
+    if min(count, dims, steps) < 0:
+        raise ValueError("a negative number of parameters, dimensions or steps")
+    own = [next(params) for _ in range(count)]
+    seed, stream, second = word0 & _MASK64, word1 & _MASK64, None
+    initializer: Initializer
+    if kind == Kind.CONSTANT and not own:
+        initializer, seed, stream = Pattern((word0, word1)), 0, 0
+    elif kind == Kind.BITS and not own:
+        low, high = take(2)
+        if not 0 <= high < 4:
+            raise ValueError("an offset of raw bits has 66 bits")
+        initializer = Bits(high << 64 | low & _MASK64)
+    else:
+        initializer = Initializer.of(kind, own)
+        if kind == Kind.SPARSE:
+            second = take(1)[0] & _MASK64
+    region = Region(take(dims), take(dims)) if dims else None
+    if steps:
+        dtype, codes = _DTYPES[next(recipe)], take(2 * steps)
+        pairs = zip(codes[::2], codes[1::2], strict=True)
+        program = tuple([Step(Op(op), next(params), _DTYPES[code]) for op, code in pairs])
+        initializer = Program(initializer, dtype, program)
+    return Fill(tensor, initializer, seed, stream, region, second)
 
 
 def decode(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> list[Fill]:
     """The inverse of `encode`. `ValueError` says what is malformed: nothing has been written then."""
-    fills: list[Fill] = []
     numbers, operands = iter(recipe), iter(params)
-    for tensor in tensors:
-        kind, word0, word1, count, dims, steps = _take(numbers, 6, "head of a fill")
-        own = _take(operands, count, "parameters")
-        seed, stream, second = word0 & _MASK64, word1 & _MASK64, None
-        initializer: Initializer
-        if kind == Kind.CONSTANT and not own:
-            initializer, seed, stream = Pattern((word0, word1)), 0, 0
-        elif kind == Kind.BITS and not own:
-            low, high = _take(numbers, 2, "offset of raw bits")
-            if not 0 <= high < 4:
-                raise ValueError("malformed batch: an offset of raw bits has 66 bits")
-            initializer = Bits(high << 64 | low & _MASK64)
-        else:
-            initializer = initializer_of(kind, own)
-            if kind == Kind.SPARSE:
-                second = _take(numbers, 1, "second stream")[0] & _MASK64
-        shape, offsets = (tuple(_take(numbers, dims, of)) for of in ("logical shape", "offsets of a region"))
-        if steps:
-            dtype = _look_up(_DTYPES.__getitem__, _take(numbers, 1, "steps")[0], "dtype")
-            codes, factors = _take(numbers, 2 * steps, "steps"), _take(operands, steps, "operands of steps")
-            initializer = Program(
-                initializer,
-                dtype,
-                tuple(
-                    Step(_look_up(Op, op, "operation"), factor, _look_up(_DTYPES.__getitem__, code, "dtype"))
-                    for op, code, factor in zip(codes[::2], codes[1::2], factors, strict=True)
-                ),
-            )
-        fills.append(Fill(tensor, initializer, seed, stream, Region(shape, offsets) if dims else None, second))
+    try:
+        fills = [_decode_one(tensor, numbers, operands) for tensor in tensors]
+    except StopIteration:
+        raise ValueError("malformed batch: it has fewer numbers than its fills take") from None
+    except KeyError as error:
+        raise ValueError(f"malformed batch: {error} is no dtype") from None
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"malformed batch: {error}") from None
     if next(numbers, None) is not None or next(operands, None) is not None:
         raise ValueError("malformed batch: it has more numbers than its fills take")
     return fills
@@ -246,13 +199,9 @@ def _fill_batch(device: str, tensors: Sequence[torch.Tensor], recipe: Sequence[i
 
 
 def _fill(
-    device: str,
-    tensor: torch.Tensor,
-    kind: int,
-    params: Sequence[float],
-    generator: torch.Generator | None = None,
+    device: str, tensor: torch.Tensor, kind: int, params: Sequence[float], generator: torch.Generator | None = None
 ) -> None:
-    initializer = initializer_of(kind, params)
+    initializer = Initializer.of(kind, params)
     provider_for(device).run((Fill(tensor, initializer, draw_seed(generator), 0, None, EAGER_SECOND),), False)
 
 
@@ -272,24 +221,6 @@ for _name in ("fill_batch_", "fill_"):
 # Overloads rather than packets: a third of a microsecond a call.
 _fill_batch_op = torch.ops.fastinit.fill_batch_.default
 _fill_op = torch.ops.fastinit.fill_.default
-
-
-def key_set(*names: str) -> int:
-    """These dispatch keys as a bit set."""
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)
-    for name in names:
-        keys = keys | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
-    return keys.raw_repr()
-
-
-#: What a thread adds to a tensor's dispatch keys when nothing is on.
-_PLAIN_THREAD = key_set("BackendSelect", "ADInplaceOrView")
-_keys_of_thread = torch._C._dispatch_tls_local_include_set
-
-
-def watched() -> bool:
-    """Whether torch would show the ops of this thread to anybody: modes, function transforms, tracers, profilers."""
-    return _keys_of_thread().raw_repr() != _PLAIN_THREAD or profiler._is_profiler_enabled
 
 
 def fill(fills: Sequence[Fill], *, fresh: bool = False) -> None:

@@ -208,7 +208,8 @@ def _sparse(to: torch.Tensor, offset: int, f: Fill) -> None:
     rows, columns = f["sizes"]
     parts = max(1, min(threads // columns, rows // shortest))
     part = triton.cdiv(rows, parts)
-    second_lo, second_hi = _halves(f["second"])
+    *matrix, second = f["sparse"]
+    second_lo, second_hi = _halves(second)
     constants = _constants(f)
     kernels.sparse[(triton.cdiv(columns, block), triton.cdiv(rows, part))](
         to,
@@ -216,7 +217,7 @@ def _sparse(to: torch.Tensor, offset: int, f: Fill) -> None:
         rows,
         columns,
         *f["strides"],
-        **{name: f[name] for name in ("rows", "cols", "zeros", "row0", "col0")},
+        **dict(zip(("rows", "cols", "zeros", "row0", "col0"), matrix, strict=True)),
         part=part,
         **_key(f),
         second_lo=second_lo,

@@ -17,23 +17,9 @@ NEG2LOG_F32 = constexpr(
     )
 )
 # sin(pi/4 sqrt(y)) / sqrt(y); relative error below 2.8e-08
-SINE_F32 = constexpr(
-    (
-        0.7853981852531433,
-        -0.0807456225156784,
-        0.0024903754238039255,
-        -3.616237881942652e-05,
-    )
-)
+SINE_F32 = constexpr((0.7853981852531433, -0.0807456225156784, 0.0024903754238039255, -3.616237881942652e-05))
 # cos(pi/4 sqrt(y)); relative error below 4.0e-08
-COSINE_F32 = constexpr(
-    (
-        1.0,
-        -0.3084244132041931,
-        0.015850163996219635,
-        -0.0003189962590113282,
-    )
-)
+COSINE_F32 = constexpr((1.0, -0.3084244132041931, 0.015850163996219635, -0.0003189962590113282))
 # z / x at -2 log(1 - x^2) = length, where z is the normal quantile of (1 + x) / 2; relative error below 9.7e-08
 QUANTILE_CENTRAL_F32 = constexpr(
     (
@@ -66,13 +52,7 @@ QUANTILE_TAIL_F32 = constexpr(
 )
 # -log(z m(z)) / w at w = 1 / z^2, where m is Mills' ratio Q / phi; relative error below 1.3e-07
 MILLS_F32 = constexpr(
-    (
-        0.9999998807907104,
-        -2.4997622966766357,
-        12.260689735412598,
-        -80.24456024169922,
-        422.7474670410156,
-    )
+    (0.9999998807907104, -2.4997622966766357, 12.260689735412598, -80.24456024169922, 422.7474670410156)
 )
 # -2 log(1 + x) / x; relative error below 1.2e-17
 NEG2LOG_F64 = constexpr(

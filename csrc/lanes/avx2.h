@@ -30,10 +30,6 @@ template <int n>
 FASTINIT_FN U shr(U a) {
   return _mm256_srli_epi32(a, n);
 }
-template <int n>
-FASTINIT_FN U sar(U a) {
-  return _mm256_srai_epi32(a, n);
-}
 FASTINIT_FN void mul_wide(U a, uint32_t b, U& hi, U& lo) {
   const U m = splat(b);
   const U even = _mm256_mul_epu32(a, m);

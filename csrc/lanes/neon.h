@@ -30,10 +30,6 @@ template <int n>
 FASTINIT_FN U shr(U a) {
   return vshrq_n_u32(a, n);
 }
-template <int n>
-FASTINIT_FN U sar(U a) {
-  return vreinterpretq_u32_s32(vshrq_n_s32(vreinterpretq_s32_u32(a), n));
-}
 FASTINIT_FN void mul_wide(U a, uint32_t b, U& hi, U& lo) {
   const U m = splat(b);
   const U first = vreinterpretq_u32_u64(vmull_u32(vget_low_u32(a), vget_low_u32(m)));

@@ -40,7 +40,6 @@ FASTINIT_BOTH_2(U, bit_xor, U, U)
 FASTINIT_BOTH_3(U, xor3, U, U, U)
 FASTINIT_BOTH_SHIFT(shl)
 FASTINIT_BOTH_SHIFT(shr)
-FASTINIT_BOTH_SHIFT(sar)
 FASTINIT_FN void mul_wide(U x, uint32_t y, U& hi, U& lo) {
   one::mul_wide(x.a, y, hi.a, lo.a);
   one::mul_wide(x.b, y, hi.b, lo.b);

@@ -41,10 +41,6 @@ template <int n>
 FASTINIT_FN U shr(U a) {
   return a >> n;
 }
-template <int n>
-FASTINIT_FN U sar(U a) {
-  return static_cast<U>(static_cast<int32_t>(a) >> n);
-}
 FASTINIT_FN void mul_wide(U a, uint32_t b, U& hi, U& lo) {
 #if defined(__CUDA_ARCH__)
   // Opaque, because the compiler would widen what comes before and then multiply 64 bits by 64.

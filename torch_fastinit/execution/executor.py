@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -20,6 +21,9 @@ from torch_fastinit.recording.replay import Replay, closure, freeze, from_state
 from torch_fastinit.recording.tape import Entry, Storage, Value, need
 from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.stream import draw_stream, mixed_seed, stream_id
+
+#: The stream of a name's draw 0.
+_first_stream = functools.lru_cache(maxsize=1 << 12)(stream_id)
 
 
 class Executor:
@@ -41,7 +45,6 @@ class Executor:
         self.final: dict[int, torch.Tensor] = {}
         self.passes: list[list[Fill]] = []  # the n-th fills of all tensors
         self.replays: dict[Storage, list[int]] = {}
-        self._first_streams: dict[str, int] = {}
 
     def rehearse(self) -> list[torch.Tensor]:
         """What `run` would give, leaving torch's generators and this executor as they are."""
@@ -122,17 +125,9 @@ class Executor:
         """The fill of `real` with an initializer that takes its words from `draw`."""
         if draw is None:
             return Fill(real, initializer)
-        first, number = self._stream_of(draw)
+        first, number = _first_stream(draw[0]), draw[1]
         second = draw_stream(first, number + 1) if initializer.draws == 2 else None
         return Fill(real, initializer, self.seed, draw_stream(first, number), second=second)
-
-    def _stream_of(self, draw: Draw) -> tuple[int, int]:
-        """The stream of its name's draw 0, and its number."""
-        name, number = draw
-        first = self._first_streams.get(name)
-        if first is None:
-            first = self._first_streams[name] = stream_id(name)
-        return first, number
 
     def _fill(self, fills: Sequence[Fill]) -> None:
         devices: dict[torch.device, list[Fill]] = {}
@@ -184,7 +179,7 @@ class Executor:
             )
         generator = generator_of(entry.device)
         saved = get_state(generator)
-        generator.manual_seed(mixed_seed(self.seed, draw_stream(*self._stream_of(draw))))
+        generator.manual_seed(mixed_seed(self.seed, draw_stream(_first_stream(draw[0]), draw[1])))
         try:
             return call()
         finally:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from torch_fastinit._torch import swap_tensor_impl
 from torch_fastinit.recording.tensor import set_class
 
 
@@ -51,7 +52,7 @@ def swap(old: torch.Tensor, new: torch.Tensor) -> None:
     hooks, later = old._backward_hooks, getattr(old, "_post_accumulate_grad_hooks", None)
     old_class, new_class = type(old), type(new)
     old_dict, new_dict = old.__dict__, new.__dict__
-    torch._C._swap_tensor_impl(old, new)
+    swap_tensor_impl(old, new)
     set_class(old, new_class)
     set_class(new, old_class)
     old.__dict__, new.__dict__ = new_dict, old_dict

@@ -15,18 +15,7 @@ from typing import Any
 import torch
 
 from torch_fastinit.codes import MAX_STEPS, Op
-from torch_fastinit.initializers import (
-    Constant,
-    Dirac,
-    Eye,
-    Initializer,
-    Normal,
-    Program,
-    Sparse,
-    Step,
-    TruncatedNormal,
-    Uniform,
-)
+from torch_fastinit.initializers import PROGRAMMABLE, Constant, Dirac, Eye, Initializer, Normal, Program, Sparse, Step
 from torch_fastinit.ops import RANDOM_DTYPES, Region
 from torch_fastinit.planning.recognize import recognize
 from torch_fastinit.recording.memory import View, as_real
@@ -163,7 +152,7 @@ def _initializer_after(
     if not {before, dtype} <= _REAL or (before is torch.float64) != (dtype is torch.float64):
         return None
     steps = tuple(Step(op, operand, dtype) for op, operand in operations or [(Op.CAST, 0.0)])
-    if isinstance(initializer, (Uniform, Normal, TruncatedNormal)):
+    if isinstance(initializer, PROGRAMMABLE):
         program = Program(initializer, before, steps)
     elif isinstance(initializer, Program):
         program = replace(initializer, steps=(*initializer.steps, *steps))

@@ -5,6 +5,7 @@ The first of `RESOLVERS` that has an answer gives it; the executor has one metho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -95,11 +96,7 @@ class Assignment:
 
     @property
     def nbytes(self) -> int:
-        return self.dtype.itemsize * self.numel
-
-    @property
-    def numel(self) -> int:
-        return torch.Size(self.view.shape).numel()
+        return self.dtype.itemsize * math.prod(self.view.shape)
 
 
 # --- who knows --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torch_fastinit.initializers import Constant, Dirac, Eye, Initializer, Normal, Sparse, TruncatedNormal, Uniform
-from torch_fastinit.ops import RANDOM_DTYPES, decode, initializer_of
+from torch_fastinit.ops import RANDOM_DTYPES, decode
 from torch_fastinit.recording.memory import as_real
 from torch_fastinit.recording.originals import dirac_, sparse_, trunc_normal_
 from torch_fastinit.recording.tape import Entry, Value
@@ -55,7 +55,7 @@ _RECOGNIZERS: dict[Any, Callable[[Entry], Initializer | None]] = {
     trunc_normal_: lambda e: TruncatedNormal(*(float(e.kwargs[name]) for name in ("mean", "std", "a", "b"))),
     sparse_: lambda e: Sparse(float(e.kwargs["sparsity"]), float(e.kwargs["std"])),
     dirac_: lambda e: Dirac(int(e.kwargs["groups"])),
-    torch.ops.fastinit.fill_.default: lambda e: initializer_of(e.args[1], e.args[2]),
+    torch.ops.fastinit.fill_.default: lambda e: Initializer.of(e.args[1], e.args[2]),
     torch.ops.fastinit.fill_batch_.default: _fastinit_batch,
 }
 

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
+from torch_fastinit._torch import DisableTorchFunctionSubclass, disable_current_modes
 from torch_fastinit.recording.tape import Tape
 
 
@@ -23,5 +23,5 @@ active = _Active()
 @contextlib.contextmanager
 def outside() -> Iterator[None]:
     """Run torch as if no context were active: no recording, no gradients, no default device."""
-    with _disable_current_modes(), torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+    with disable_current_modes(), torch.no_grad(), DisableTorchFunctionSubclass():
         yield

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from torch_fastinit._torch import conj, neg_view
+
 
 @dataclass(slots=True)
 class View:
@@ -50,9 +52,9 @@ def as_real(shadow: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor
     real = torch.empty(0, dtype=shadow.dtype, device=storage.device)
     real.set_(storage, shadow.storage_offset(), shadow.shape, shadow.stride())
     if shadow.is_conj():
-        real = torch._conj(real)
+        real = conj(real)
     if shadow.is_neg():
-        real = torch._neg_view(real)
+        real = neg_view(real)
     return real
 
 

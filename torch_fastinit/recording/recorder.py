@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torch_fastinit._torch import is_alias_of
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.generators import is_default, private_state, same_state, states
 from torch_fastinit.recording.replay import evaluate
@@ -269,11 +270,7 @@ def record(
 
 
 def _with_generator(
-    func: Callable[..., Any],
-    args: Any,
-    kwargs: dict[str, Any],
-    overwrites: bool,
-    written: list[Value],
+    func: Callable[..., Any], args: Any, kwargs: dict[str, Any], overwrites: bool, written: list[Value]
 ) -> tuple[Callable[..., Any], bool]:
     """`func` bound to the present state of the caller's generator, and run once to advance that.
 
@@ -344,14 +341,7 @@ def _results(
         if which is not None:
             results.append(written[which])
         elif isinstance(shadow, torch.Tensor):
-            alias = next(
-                (
-                    v.storage
-                    for v in values
-                    if torch._C._is_alias_of(v.shadow, shadow)  # type: ignore[attr-defined]
-                ),
-                None,
-            )
+            alias = next((v.storage for v in values if is_alias_of(v.shadow, shadow)), None)
             value = Value(shadow, alias or Storage(shadow, device, tape))
             if alias is None:
                 out = value
@@ -364,13 +354,7 @@ def _results(
 
 
 def _create(
-    func: Any,
-    args: Any,
-    kwargs: dict[str, Any],
-    device: torch.device,
-    tape: Tape,
-    creation: _Creation,
-    name: str,
+    func: Any, args: Any, kwargs: dict[str, Any], device: torch.device, tape: Tape, creation: _Creation, name: str
 ) -> Deferred:
     on_meta = _on_meta(signature_of(func), kwargs, device, _shadow)
     on_meta.pop("generator", None)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedParameter, UninitializedTensorMixin  # type: ignore[attr-defined]
 
+from torch_fastinit._torch import disabled_torch_function, make_wrapper_subclass
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.memory import as_real
 from torch_fastinit.recording.replay import closure, evaluate
@@ -41,7 +42,7 @@ class Deferred(torch.Tensor):
     _was_meta: bool
     _spreads = False  # whether results of operations keep the subclass
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = disabled_torch_function  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -170,7 +171,7 @@ def deferred_class(cls: type[torch.Tensor]) -> Any:
         )
     namespace = {
         "_eager_class": cls,
-        "_spreads": cls.__torch_function__ is not torch._C._disabled_torch_function_impl
+        "_spreads": cls.__torch_function__ is not disabled_torch_function
         and not issubclass(cls, UninitializedTensorMixin),
         "__class__": property(get, change),
     }
@@ -213,7 +214,7 @@ def as_subclass(data: Deferred, cls: type[torch.Tensor], requires_grad: bool) ->
 def wrap(value: Value, cls: type[Deferred] = Deferred) -> Deferred:
     """A deferred tensor that shows `value`."""
     shadow = value.shadow
-    tensor: Deferred = torch.Tensor._make_wrapper_subclass(
+    tensor: Deferred = make_wrapper_subclass(
         cls,
         shadow.shape,
         strides=shadow.stride(),

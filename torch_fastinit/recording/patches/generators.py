@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from torch_fastinit._torch import dispatch_depth
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.generators import get_state, is_default
 from torch_fastinit.recording.originals import manual_seed
@@ -27,7 +28,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
 def _tape_of(generator: torch.Generator) -> Tape | None:
     """The tape to record an operation on `generator` into, unless it is our own."""
     tape = active.tape
-    if tape is None or not torch._C._len_torch_dispatch_stack() or not is_default(generator):
+    if tape is None or not dispatch_depth() or not is_default(generator):
         return None
     return tape
 
@@ -49,81 +50,79 @@ def _record_state(tape: Tape, generator: torch.Generator) -> Value:
     return value
 
 
-def _generator_manual_seed(self: torch.Generator, seed: Any, /) -> torch.Generator:
-    tape = _tape_of(self)
-    if tape is None:
-        return _METHODS["manual_seed"](self, seed)  # type: ignore[no-any-return]
-    with outside():
-        _record_seed(tape, self, seed)
-    return self
+_REPLACED_METHODS: dict[str, Callable[..., Any]] = {}
 
 
-def _generator_seed(self: torch.Generator, /) -> int:
-    tape = _tape_of(self)
-    if tape is None:
-        return _METHODS["seed"](self)  # type: ignore[no-any-return]
-    with outside():
-        seed: int = torch.Generator(self.device).seed()
-        _record_seed(tape, self, seed)
+def _redirected(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(tape, generator, ...)` instead of the method of that name, where there is a tape to record it into."""
+    name = function.__name__.removeprefix("_generator_")
+
+    def method(self: torch.Generator, /, *args: Any) -> Any:
+        tape = _tape_of(self)
+        with outside():
+            if tape is not None:
+                return function(tape, self, *args)
+            # A state from a context: its values are needed now.
+            args = tuple(read(arg._value) if isinstance(arg, Deferred) else arg for arg in args)
+        return _METHODS[name](self, *args)
+
+    _REPLACED_METHODS[name] = method
+    return function
+
+
+@_redirected
+def _generator_manual_seed(tape: Tape, generator: torch.Generator, seed: Any, /) -> torch.Generator:
+    _record_seed(tape, generator, seed)
+    return generator
+
+
+@_redirected
+def _generator_seed(tape: Tape, generator: torch.Generator, /) -> int:
+    seed: int = torch.Generator(generator.device).seed()
+    _record_seed(tape, generator, seed)
     return seed
 
 
-def _generator_initial_seed(self: torch.Generator, /) -> int:
-    tape = _tape_of(self)
-    known = None if tape is None else tape.initial_seeds.get(self.device)
-    return _METHODS["initial_seed"](self) if known is None else known
+@_redirected
+def _generator_initial_seed(tape: Tape, generator: torch.Generator, /) -> int:
+    known = tape.initial_seeds.get(generator.device)
+    return _METHODS["initial_seed"](generator) if known is None else known
 
 
-def _generator_get_state(self: torch.Generator, /) -> torch.Tensor:
-    tape = _tape_of(self)
-    if tape is None:
-        return get_state(self)
-    with outside():
-        value = _record_state(tape, self)
-    return wrap(value)
+@_redirected
+def _generator_get_state(tape: Tape, generator: torch.Generator, /) -> torch.Tensor:
+    return wrap(_record_state(tape, generator))
 
 
-def _generator_set_state(self: torch.Generator, new_state: torch.Tensor, /) -> torch.Generator:
-    tape = _tape_of(self)
-    if tape is None:
-        if isinstance(new_state, Deferred):  # from a context: its values are needed now
-            with outside():
-                new_state = read(new_state._value)
-        return _METHODS["set_state"](self, new_state)  # type: ignore[no-any-return]
-    with outside():
-        value = value_of_tensor(new_state, tape)
-        shadow = value.shadow
-        private = torch.Generator(self.device)
-        if shadow.dtype is not torch.uint8 or shadow.shape != get_state(private).shape:
-            private.set_state(torch.zeros(shadow.shape, dtype=shadow.dtype, device="cpu"))  # raises what torch would
-        taken = [entry for entry in closure([need(value)]) if entry in tape.initial_seeds_then]
-        if taken:  # a state from before, perhaps copied: what was seeded then is seeded again
-            seeded, initial = taken[-1].seeded, tape.initial_seeds_then[taken[-1]]
-        else:
-            seeded, initial = True, private.set_state(evaluate(value)).initial_seed()
-        record(tape, _METHODS["set_state"], (self, value), {}, [], random=True)
+@_redirected
+def _generator_set_state(tape: Tape, generator: torch.Generator, new_state: torch.Tensor, /) -> torch.Generator:
+    value = value_of_tensor(new_state, tape)
+    shadow = value.shadow
+    private = torch.Generator(generator.device)
+    if shadow.dtype is not torch.uint8 or shadow.shape != get_state(private).shape:
+        private.set_state(torch.zeros(shadow.shape, dtype=shadow.dtype, device="cpu"))  # raises what torch would
+    taken = [entry for entry in closure([need(value)]) if entry in tape.initial_seeds_then]
+    if taken:  # a state from before, perhaps copied: what was seeded then is seeded again
+        seeded, initial = taken[-1].seeded, tape.initial_seeds_then[taken[-1]]
+    else:
+        seeded, initial = True, private.set_state(evaluate(value)).initial_seed()
+    record(tape, _METHODS["set_state"], (generator, value), {}, [], random=True)
     if seeded:
-        tape.seeded.add(self.device)
+        tape.seeded.add(generator.device)
     else:
-        tape.seeded -= {self.device, torch.device(self.device.type)}
+        tape.seeded -= {generator.device, torch.device(generator.device.type)}
     if initial is None:
-        tape.initial_seeds.pop(self.device, None)
+        tape.initial_seeds.pop(generator.device, None)
     else:
-        tape.initial_seeds[self.device] = initial
-    return self
+        tape.initial_seeds[generator.device] = initial
+    return generator
 
 
-def _generator_clone_state(self: torch.Generator, /) -> torch.Generator:
-    tape = _tape_of(self)
-    if tape is None:
-        return _METHODS["clone_state"](self)  # type: ignore[no-any-return]
-    with outside():
-        clone = torch.Generator(self.device)
-        clone.set_state(evaluate(_record_state(tape, self)))
+@_redirected
+def _generator_clone_state(tape: Tape, generator: torch.Generator, /) -> torch.Generator:
+    clone = torch.Generator(generator.device)
+    clone.set_state(evaluate(_record_state(tape, generator)))
     return clone
-
-
-_REPLACED_METHODS = {name: globals()[f"_generator_{name}"] for name in _METHODS}
 
 
 def switch_methods(redirect: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from torch_fastinit._torch import DisableTorchFunctionSubclass
 from torch_fastinit.recording.originals import clone
 from torch_fastinit.recording.tensor import Deferred, as_subclass, deferred_class, set_class
 
@@ -54,7 +55,7 @@ def _tensor_make_subclass(cls: Any, data: torch.Tensor, requires_grad: bool = Fa
 def _tensor_as_subclass(self: torch.Tensor, cls: Any) -> torch.Tensor:
     if not isinstance(self, Deferred):
         return _as_subclass(self, cls)
-    with torch._C.DisableTorchFunctionSubclass():
+    with DisableTorchFunctionSubclass():
         view: torch.Tensor = torch.ops.aten.alias.default(self)  # with a grad_fn, as in eager code
     if cls is not torch.Tensor:
         set_class(view, cls if issubclass(cls, Deferred) else deferred_class(cls))

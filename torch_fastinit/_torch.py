@@ -1,0 +1,45 @@
+"""Every private name of torch that is used here, as of torch 2.10 to 2.13. If one is missing, this import says so."""
+
+from __future__ import annotations
+
+import torch
+from torch._C import DispatchKey, DispatchKeySet
+from torch.autograd import profiler
+from torch.utils._python_dispatch import _disable_current_modes
+
+# --- the dispatcher ---------------------------------------------------------------------------------------------------
+
+#: The dispatch keys of a tensor, and those that a thread adds to every tensor's.
+keys_of_tensor = torch._C._dispatch_keys
+keys_of_thread = torch._C._dispatch_tls_local_include_set
+#: The number of dispatch modes that a thread is in; a context without any; one without subclasses' functions.
+dispatch_depth = torch._C._len_torch_dispatch_stack
+disable_current_modes = _disable_current_modes
+DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
+disabled_torch_function = torch._C._disabled_torch_function_impl
+
+
+def _key_set(*names: str) -> int:
+    keys = DispatchKeySet(DispatchKey.Undefined)
+    for name in names:
+        keys = keys | DispatchKeySet(getattr(DispatchKey, name))
+    return keys.raw_repr()
+
+
+#: An ordinary tensor in CPU memory, and a thread in which nothing is on.
+PLAIN_TENSOR = _key_set("CPU", "AutogradCPU", "ADInplaceOrView", "AutocastCPU")
+PLAIN_THREAD = _key_set("BackendSelect", "ADInplaceOrView")
+
+
+def watched() -> bool:
+    """Whether torch would show the ops of this thread to anybody: modes, function transforms, tracers, profilers."""
+    return keys_of_thread().raw_repr() != PLAIN_THREAD or profiler._is_profiler_enabled
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+increment_version = torch._C._increment_version
+is_alias_of = torch._C._is_alias_of  # type: ignore[attr-defined]
+make_wrapper_subclass = torch.Tensor._make_wrapper_subclass
+swap_tensor_impl = torch._C._swap_tensor_impl
+conj, neg_view = torch._conj, torch._neg_view
