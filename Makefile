@@ -9,7 +9,8 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 STAMPS  := $(VENV)/.stamps
 
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.cuh csrc/*.h csrc/*/*.h tests/*.h tests/cuda_shim/* tests/emulated/*)
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.cuh csrc/*.h csrc/*/*.h \
+	tests/support/*.h tests/support/cuda_shim/* tests/support/emulated/*)
 
 .PHONY: help demo test no-aarch64 zoo bench startup lint format build clean
 .DELETE_ON_ERROR:
@@ -36,7 +37,7 @@ no-aarch64:
 	@echo "AARCH64=0: the tests in an emulated aarch64 will be skipped"
 
 zoo: build
-	PYTHONPATH=tests $(BIN)/python -m zoo.zoo --markdown build/zoo.md $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m models.zoo.zoo --markdown build/zoo.md $(ARGS)
 
 bench: build
 	$(BIN)/python -m benchmarks.bench --json build/bench.json --markdown build/bench.md --plots build/plots $(ARGS)
@@ -72,7 +73,7 @@ $(STAMPS)/requirements: requirements-dev.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -r $<
 	@mkdir -p $(STAMPS) && touch $@
 
-# What tests/test_neon.py compiles with and runs in, 118 MB to fetch; where that cannot be, those tests are skipped and say so.
+# What tests/kernels/test_neon.py compiles with and runs in, 118 MB to fetch; where that cannot be, those tests are skipped and say so.
 $(STAMPS)/aarch64: tools/aarch64.sh | $(BIN)/python
 	@mkdir -p $(STAMPS)
 	@if tools/aarch64.sh $(VENV)/aarch64; then touch $@; else echo "no emulated aarch64: its tests will be skipped"; fi

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from layouts import LAYOUTS, batch, raw
+from support.layouts import LAYOUTS, batch, raw
 
 import torch_fastinit as fastinit
 from benchmarks.files import write_json

@@ -81,7 +81,7 @@ status=0
 if [ -n "$dry" ] || "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     if "$python" -c 'import pytest' 2>/dev/null; then
         echo "== tests"
-        timeout 240 "$python" -m pytest tests/test_gpu.py --noconftest -q -o addopts=--import-mode=importlib -p no:cacheprovider \
+        timeout 240 "$python" -m pytest tests/kernels/test_gpu.py --noconftest -q -o addopts=--import-mode=importlib -p no:cacheprovider \
             >"$out/tests.log" 2>&1 || status=$?
         tail -15 "$out/tests.log"
     else

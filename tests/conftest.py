@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from comparison import check_like_eager
+from support.comparison import check_like_eager
 
 from torch_fastinit import _C
 
 # Triton decides at its first import whether its own library is interpreted or compiled, and others import it too.
-# Where there is no GPU to compile for, it is imported here, to be interpreted (tests/test_triton.py).
+# Where there is no GPU to compile for, it is imported here, to be interpreted (tests/kernels/test_triton.py).
 if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")

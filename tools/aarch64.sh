@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A C++ compiler for aarch64 and an emulator of it, in the folder given: Debian's (or Ubuntu's) packages, unpacked there.
 # Needs no root and changes nothing of the system. What is on PATH already is not fetched. The tests that use the two
-# (tests/test_neon.py) look in .venv/aarch64/bin and on PATH.
+# (tests/kernels/test_neon.py) look in .venv/aarch64/bin and on PATH.
 set -euo pipefail
 
 if [ $# -ne 1 ]; then

@@ -19,7 +19,6 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,18 +30,15 @@ from torch_fastinit.codes import DTYPE_CODES
 Fills = Iterable[Any]
 
 
-@dataclass(frozen=True, slots=True)
 class Provider:
-    """Something that can run fills.
+    """Something that can run fills. (A dataclass would take a tenth of the package's import time to make.)
 
     `run(fills, fresh)` runs them; `fresh` says that nobody else has seen their memory yet. `why_not(device)` says why
     it cannot serve a type of device ("" if it can).
     """
 
-    name: str
-    title: str
-    run: Callable[[Fills, bool], None]
-    why_not: Callable[[str], str]
+    def __init__(self, name: str, title: str, run: Callable[[Fills, bool], None], why_not: Callable[[str], str]):
+        self.name, self.title, self.run, self.why_not = name, title, run, why_not
 
 
 def _fill_cpu(fills: Fills, fresh: bool) -> None:

@@ -1,6 +1,6 @@
 """Numbers that stand for things in the kernels and in the arguments of the ops.
 
-`csrc/fill.h` and `triton_kernels/kernels.py` have the same ones; tests/test_codes.py holds them to this file.
+`csrc/fill.h` and `triton_kernels/kernels.py` have the same ones; tests/kernels/test_codes.py holds them to this file.
 """
 
 from __future__ import annotations

@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from torch_fastinit.codes import Kind, Op
 
 
-@dataclass(slots=True, unsafe_hash=True)
 class Initializer:
     """Base class: `kind` is the distribution's code, `params` its parameters as the ops receive them."""
+
+    __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # each initializer is a dataclass
 
     kind: ClassVar[Kind]
     #: How many draws (streams) one fill takes: 0 for values that are not random.

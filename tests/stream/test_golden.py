@@ -1,7 +1,7 @@
 """The stream as it has always been: the hashes in golden.txt, which no refactoring changes.
 
-tests/reference.py says what the bits must be; this says that they are the same as yesterday, whatever else moved. After
-a deliberate change of the stream, `python tests/stream/test_golden.py` writes the file again.
+tests/support/reference.py says what the bits must be; this says that they are the same as yesterday, whatever else
+moved. After a deliberate change of the stream, `python tests/stream/test_golden.py` writes the file again.
 """
 
 from __future__ import annotations

@@ -1,0 +1,143 @@
+"""csrc/cuda.cu as nvcc built it, without a GPU: its targets, its resources and the instructions of its hot loops."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from torch_fastinit import _C
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+sass = load(ROOT / "tools" / "sass.py")
+
+needs_cuda = pytest.mark.skipif(
+    not _C.has_cuda(), reason="this build has no CUDA kernels (no nvcc, or FASTINIT_CUDA=0)"
+)
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="cuobjdump comes with Triton, which is not installed"
+)
+
+
+@needs_cuda
+@needs_triton
+def test_targets_and_resources() -> None:
+    text = sass.run(sass.tool("cuobjdump"), "--dump-resource-usage", str(sass.built_object()))
+    targets = re.findall(r"arch = sm_(\d+)", text)
+    assert set(targets) == {"80", "90", "100", "120"}
+    elf = sass.run(sass.tool("cuobjdump"), "--list-ptx", str(sass.built_object()))
+    assert re.search(r"sm_120\.ptx", elf)
+    usage = [
+        tuple(map(int, numbers)) for numbers in re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    ]
+    assert len(usage) == 4
+    for registers, stack, shared, local in usage:
+        assert registers <= 128  # four blocks of 128 threads an SM
+        assert (stack, shared, local) == (0, 0, 0)  # no spills
+
+
+@needs_cuda
+@needs_triton
+def test_instruction_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    # In a process of its own, which imports Triton to compile: this one may have it interpreted (conftest.py).
+    command = [sys.executable, str(ROOT / "tools" / "sass.py"), "--target", "90", "--json", "-"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    out = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    rows = [sass.Row(**row) for row in json.loads(out.stdout)]
+    with capsys.disabled():
+        print("\n" + sass.table(rows))
+    counts = {(row.language, row.distribution): row.per_output for row in rows if row.outputs}
+    budget = sass.BUDGET
+    assert counts["CUDA C++", "uniform"] <= budget["uniform"]
+    assert counts["CUDA C++", "normal"] <= budget["normal"]
+    assert counts["Triton", "normal"] <= budget["normal"]
+    # docs/performance.md has these, and why they are over.
+    over = {("CUDA C++", "truncated_normal"): 49.0, ("Triton", "uniform"): 17.0, ("Triton", "truncated_normal"): 80.0}
+    page = (ROOT / "docs" / "performance.md").read_text()
+    for (language, name), most in over.items():
+        assert budget[name] < counts[language, name] <= most
+        assert f"| {language} | {name} |" in page
+
+
+def test_the_runtime_is_linked_statically() -> None:
+    out = subprocess.run(["ldd", _C.__file__], capture_output=True, text=True, check=True)
+    assert "cudart" not in out.stdout
+    assert "libcuda" not in out.stdout  # opened when it is first used
+    assert "torch" not in out.stdout
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the build is for Linux")
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("1", "FASTINIT_CUDA=1, but there is no nvcc"), ("yes", "FASTINIT_CUDA is 'yes'; it can be 0")],
+)
+def test_a_wish_for_cuda_that_cannot_be_granted_fails(value: str, message: str, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("CUDA_HOME", "CUDA_PATH", "PATH")}
+    code = (
+        "import sys; sys.argv = ['setup.py', '--version']; import runpy; n = runpy.run_path('setup.py');"
+        "n['Path'].exists; n['shutil'].which = lambda *a, **k: None; n['find_nvcc']()"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment | {"FASTINIT_CUDA": value, "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode != 0
+    assert message in out.stderr
+
+
+def test_built_without_nvcc_when_told(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['setup.py', '--version']; import runpy; n = runpy.run_path('setup.py');"
+        f"p = n['Path']({str(tmp_path)!r}); n['write_ninja'](p, p / 'x.so')"
+    )
+    for value, has in (("0", False), ("", _C.has_cuda())):
+        environment = dict(os.environ, FASTINIT_CUDA=value)
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
+        ninja = (tmp_path / "build.ninja").read_text()
+        assert ("cuda.o" in ninja) is has
+        assert ("FASTINIT_CUDA" in ninja) is has
+
+
+@needs_triton
+def test_shortest_way_round_a_loop() -> None:
+    """The counter itself: a slow path that is jumped over does not count, one that must be taken does."""
+    lines = [
+        "MOV R0, R1",
+        "FADD R2, R2, R3",  # 0x10: the head
+        "@P0 BRA 0x50",
+        "MUFU.RSQ R4, R2",
+        "CALL.REL.NOINC 0x900",
+        "STG.E.128 [R4], R8",  # 0x50
+        "@P1 BRA 0x10",
+        "EXIT",
+    ]
+    code = sass.disassemble(
+        "\n".join(f"        /*{16 * n:04x}*/   {line} ;  /* 0x0 */" for n, line in enumerate(lines))
+    )
+    (way,) = sass.loops(code)
+    assert [i.words[0] for i in way] == ["FADD", "BRA", "STG.E.128", "BRA"]
+    assert sass.outputs(way) == 4
+    assert json.dumps([i.address for i in way]) == "[16, 32, 80, 96]"

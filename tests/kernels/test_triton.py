@@ -1,0 +1,192 @@
+"""triton_kernels/ without a GPU: the reference's bits in Triton's interpreter, and compiled for GPUs.
+
+Triton is not part of every build of torch; these tests are skipped where it is missing or (for the interpreter, whose
+fma is not fused before 3.9) too old, and the reason says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from support import reference
+from support.bits import REAL, check, check_box, dirty
+from support.layouts import LAYOUTS, Layout, batch, raw
+from support.parameters import NORMAL, PROGRAMS, TRUNCATED, UNIFORM
+
+from torch_fastinit import _C, backend
+from torch_fastinit.codes import DTYPE_CODES
+from torch_fastinit.initializers import Initializer, Program, Sparse
+from torch_fastinit.ops import Fill, fill
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+def load(name: str) -> ModuleType:
+    """triton_kernels under another name: a copy of its own, which needs nothing of torch_fastinit."""
+    folder = ROOT / "triton_kernels"
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> Iterator[ModuleType]:
+    """The kernels as Triton's interpreter runs them, on CPU tensors."""
+    if tuple(map(int, version("triton").split(".")[:2])) < (3, 9):
+        pytest.skip("the interpreter's fma is not fused before Triton 3.9")
+    if torch.cuda.is_available():
+        pytest.skip("Triton compiles for the GPU in this process, and interprets only where there is none")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        yield load("interpreted_triton_kernels")
+
+
+def provider(interpreted: ModuleType) -> backend.Provider:
+    def run(fills: Iterable[Fill], fresh: bool) -> None:
+        fills = tuple(fills)
+        interpreted.fill([fill.tensor for fill in fills], _C.lowered(fills, DTYPE_CODES))
+
+    return backend.Provider("interpreted", "Triton", run, lambda device: "")
+
+
+@pytest.fixture
+def triton_fills(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fills of CPU tensors go through the interpreted kernels."""
+
+    monkeypatch.setitem(backend.serving, "cpu", provider(interpreted))
+
+
+# One of each form of each distribution; a launch of the interpreter takes a tenth of a second.
+CHOSEN = {
+    **{f"uniform: {name}": UNIFORM[name] for name in ("kaiming", "up to 0", "beyond float8", "subnormal in float32")},
+    **{f"normal: {name}": NORMAL[name] for name in ("gpt", "past the largest float16", "subnormal in float16")},
+    **{f"truncated: {name}": TRUNCATED[name] for name in ("default", "skew", "below 0", "8 to 9", "below -7")},
+}
+
+
+@pytest.mark.parametrize("initializer", CHOSEN.values(), ids=[name.replace(" ", "_") for name in CHOSEN])
+def test_same_bits_as_the_reference(initializer: Initializer, triton_fills: None) -> None:
+    for dtype in REAL:
+        check(initializer, dirty((31, 37), dtype))  # as in test_kernels, where the reference was computed
+
+
+@pytest.mark.parametrize("initializer", PROGRAMS.values(), ids=[name.replace(" ", "_") for name in PROGRAMS])
+def test_programs(initializer: Program, triton_fills: None) -> None:
+    check(initializer, dirty((31, 37), initializer.steps[-1].dtype))
+
+
+def test_sparse(triton_fills: None) -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        check(Sparse(0.7, 0.5), dirty((7, 131), dtype))
+    check_box(Sparse(0.7, 0.5), (20, 9), ((4, 11), (1, 8)), torch.float32)
+
+
+# More than three dimensions are several launches, of which the interpreter takes its time: four will do.
+FEWER = {
+    name: layout for name, layout in LAYOUTS.items() if name not in ("ten dimensions", "several chunks and a rest")
+}
+FEWER["five dimensions"] = Layout((2, 2, 3, 1, 5), strides=(1, 80, 2, 7, 16))
+
+
+@pytest.mark.parametrize("layout", FEWER.values(), ids=[name.replace(" ", "_") for name in FEWER])
+def test_layouts(layout: Layout, interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours: list[torch.Tensor] = []
+    theirs: list[torch.Tensor] = []
+    dtypes = (torch.float32, torch.bfloat16)
+    fill(batch(layout, theirs, dtypes))
+    work = batch(layout, ours, dtypes)
+    monkeypatch.setitem(backend.serving, "cpu", provider(interpreted))
+    fill(work)
+    for f, a, b in zip(work, ours, theirs, strict=True):
+        assert torch.equal(raw(a), raw(b)), (f.initializer, f.tensor.dtype)
+
+
+def test_whole_tiles(interpreted: ModuleType, triton_fills: None) -> None:
+    # what a program writes without a mask, and a rest of less than a tile
+    elements = 4 * interpreted.BLOCK * interpreted.TILES + 4 * 300 + 3
+    check(UNIFORM["kaiming"], dirty((elements,), torch.float32))
+    check(NORMAL["gpt"], dirty((elements,), torch.float16))
+    check(TRUNCATED["default"], dirty((elements,), torch.float64))
+
+
+def test_coefficients_are_those_of_the_page(interpreted: ModuleType) -> None:
+    module = vars(sys.modules[f"{interpreted.__name__}.coefficients"])
+    tables = {name: list(table.value) for name, table in module.items() if name.isupper()}
+    assert tables == reference.C
+
+
+def test_names_are_those_of_csrc(interpreted: ModuleType) -> None:
+    module = vars(sys.modules[f"{interpreted.__name__}.distributions"])
+    names = [name for name, value in module.items() if hasattr(value, "fn")]
+    files = ("distributions.h", "lane.h", "lanes/scalar.h", "cuda_kernels.cuh")
+    text = "".join((ROOT / "csrc" / file).read_text() for file in files)
+    assert len(names) > 12
+    # Where C++ overloads a name, or has a method of a type, Triton needs another.
+    assert {name for name in names if f" {name}(" not in text} == {"horner64", "integer62", "round_bf16"}
+
+
+def test_nothing_of_the_package_is_imported() -> None:
+    code = "import sys, triton_kernels; print('torch_fastinit' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout == "False\n"
+
+
+def test_triton_is_imported_only_when_used() -> None:
+    code = "import sys, torch_fastinit; print([m for m in sys.modules if m.split('.')[0] == 'triton'])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", capture_output=True, text=True, check=True)
+    code = "import sys, torch; print([m for m in sys.modules if m.split('.')[0] == 'triton'])"
+    torch_alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == torch_alone.stdout
+
+
+def test_forced_by_the_environment() -> None:
+    code = (
+        "import torch, torch_fastinit as f; t = torch.empty(100); torch.manual_seed(0); f.init.normal_(t);"
+        "print(f.backends()['cpu']); f.backends(cpu='cpu'); u = torch.empty(100); torch.manual_seed(0);"
+        "f.init.normal_(u); print(f.backends()['cpu'].split()[0], torch.equal(t, u))"
+    )
+    environment = dict(os.environ, FASTINIT_BACKEND="triton", TRITON_INTERPRET="1")
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "tests", env=environment, capture_output=True, text=True
+    )
+    assert out.stdout.split() == ["Triton", "C++", "True"], out.stderr
+
+
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "cuda:100", "hip:gfx942"])
+def test_compiles_for(target: str) -> None:
+    """To machine code, without a GPU and without spills."""
+    command = [sys.executable, str(ROOT / "tools" / "sass.py"), "--triton-only", "--target", target, "--json", "-"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    out = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    kernels = json.loads(out.stdout)
+    assert {k["distribution"] for k in kernels} == {
+        "uniform",
+        "normal",
+        "truncated_normal",
+        "far_tail",
+        "program",
+        "sparse",
+        "patterned",
+    }
+    for kernel in kernels:
+        assert kernel["bytes"] > 0
+        assert kernel["local_bytes"] in (0, None), kernel
