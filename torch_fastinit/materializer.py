@@ -13,7 +13,7 @@ import torch
 from torch_fastinit.execution.executor import Executor, unwritten_elements
 from torch_fastinit.execution.meta import stand_in, was_meta
 from torch_fastinit.execution.parity import ParityExecutor
-from torch_fastinit.execution.swap import put_in_place
+from torch_fastinit.execution.swap import put_in_place, refuse_held
 from torch_fastinit.planning.draws import assign_draws
 from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten, Zeros
 from torch_fastinit.planning.report import Plan, rows
@@ -159,6 +159,7 @@ def _materialize(
         draws = assign_draws(targets, names)
         plan = Planner(draws).plan(targets, where, dtype)
         _refuse_unwritten(targets, plan)
+        refuse_held([one.name for one in plan], deferred)
         executor: Executor
         if replay == "torch":
             executor = ParityExecutor(plan, deferred, 0, draws)
