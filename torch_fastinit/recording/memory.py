@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 @dataclass(slots=True)
@@ -79,6 +80,31 @@ def poisoned(byte: int) -> Iterator[None]:
         yield
     finally:
         _poison.byte = None
+
+
+class FinalMemory:
+    """Finds the memory in which a storage was materialised, and keeps it alive no longer than others do.
+
+    `name` is the tensor that it was materialised for; `memory` is None if that is in another dtype or elsewhere.
+    """
+
+    __slots__ = ("_memory", "_name")
+
+    def __init__(self, name: str, memory: torch.UntypedStorage | None) -> None:
+        self._name = name
+        self._memory = None if memory is None else StorageWeakRef(memory)
+
+    def __call__(self) -> torch.UntypedStorage:
+        memory = None
+        if self._memory is not None:
+            memory = torch.UntypedStorage._new_with_weak_ptr(self._memory.cdata)
+        if memory is None:
+            what = "in another dtype or on another device" if self._memory is None else "and freed"
+            raise RuntimeError(
+                f"a deferred tensor shares memory with {self._name!r}, which was materialised before, {what}: "
+                "call fastinit.materialize(module) once, with a module that holds both"
+            )
+        return memory
 
 
 def allocate_bytes(count: int, device: torch.device) -> torch.UntypedStorage:
