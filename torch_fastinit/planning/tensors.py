@@ -47,6 +47,9 @@ _ENDS = (type, types.ModuleType, types.FrameType, weakref.ref, weakref.ProxyType
 _OPAQUE = frozenset({"builtins", "functools", "itertools"})
 _BY_IDENTITY: tuple[Any, ...] = (object.__hash__, torch.Tensor.__hash__)
 
+_WITHOUT_SLOTS = frozenset({torch.Tensor, torch.nn.Parameter, Deferred})
+_OF_EVERY_DEFERRED = frozenset({"_value", "_is_param", "_was_meta"})
+
 #: Objects and the names of their paths.
 _Named = Iterator[tuple[str, Any]]
 #: Objects that were visited, by their `id`, which would be given to others if they died meanwhile.
@@ -118,6 +121,16 @@ def _of_tensor(tensor: torch.Tensor) -> _Named:
         yield "grad", tensor.grad
 
 
+def _is_bare(tensor: torch.Tensor) -> bool:
+    """Whether it is quickly seen that nothing is behind a tensor, as with nearly all."""
+    return (
+        type(tensor) in _WITHOUT_SLOTS
+        and tensor.__dict__.keys() <= _OF_EVERY_DEFERRED
+        and tensor.is_leaf
+        and tensor.grad is None
+    )
+
+
 def _of_object(item: Any) -> _Named:
     """What an object holds, and by what names, in an order that is the same in every process."""
     if isinstance(item, dict):  # a key that is hashed by identity has no name that lasts
@@ -179,7 +192,8 @@ def _attributes(
             left.remove(id(child))
             yield from _walk(_of_module(path, child), seen)
     for name, tensor in members:
-        yield from _walk(_below(name, tensor, seen), seen)
+        if not _is_bare(tensor):
+            yield from _walk(_below(name, tensor, seen), seen)
 
 
 def targets_of(module: torch.nn.Module) -> list[Target]:

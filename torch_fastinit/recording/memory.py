@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
 
 @dataclass(slots=True)
@@ -88,18 +88,22 @@ class FinalMemory:
     `name` is the tensor that it was materialised for; `memory` is None if that is in another dtype or elsewhere.
     """
 
-    __slots__ = ("_memory", "_name")
+    __slots__ = ("_name", "_pointer")
 
     def __init__(self, name: str, memory: torch.UntypedStorage | None) -> None:
         self._name = name
-        self._memory = None if memory is None else StorageWeakRef(memory)
+        self._pointer: Any = None if memory is None else memory._weak_ref()
+
+    def __del__(self, free: Callable[[int], None] = torch.UntypedStorage._free_weak_ref) -> None:
+        if self._pointer is not None:
+            free(self._pointer)
 
     def __call__(self) -> torch.UntypedStorage:
-        memory = None
-        if self._memory is not None:
-            memory = torch.UntypedStorage._new_with_weak_ptr(self._memory.cdata)
+        memory: torch.UntypedStorage | None = None
+        if self._pointer is not None:
+            memory = torch.UntypedStorage._new_with_weak_ptr(self._pointer)
         if memory is None:
-            what = "in another dtype or on another device" if self._memory is None else "and freed"
+            what = "in another dtype or on another device" if self._pointer is None else "and freed"
             raise RuntimeError(
                 f"a deferred tensor shares memory with {self._name!r}, which was materialised before, {what}: "
                 "call fastinit.materialize(module) once, with a module that holds both"
