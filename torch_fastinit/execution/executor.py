@@ -176,6 +176,10 @@ class Executor:
                     done(storage)
         except Exception as error:
             left = [i for some in self.replays.values() for i in some if i not in self.reals]
+            if not left:
+                raise RuntimeError(
+                    f"an operation that was recorded, and whose result is lost, failed: {error}"
+                ) from error
             raise self._failed(self.plan[left[0]], error) from error
 
     def _randomness(self, entry: Entry, tensor: Callable[[Value], torch.Tensor], call: Callable[[], Any]) -> Any:

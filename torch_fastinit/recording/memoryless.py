@@ -31,9 +31,9 @@ _ALLOCATIONS = frozenset(
 
 @functools.cache
 def is_recorded_outside(func: Any) -> bool:
-    """Whether an operator is recorded outside a context: views, copies, casts, allocations, writes in place.
+    """Whether an operator is recorded outside a context: all but those that compute new tensors.
 
-    Operators that return numbers read contents: they run where these are known. All others compute new tensors.
+    Views, copies, casts, allocations and writes in place are. What returns a number reads contents, if they are known.
     """
     if func.namespace not in ("aten", "prims", "fastinit"):  # collectives, for one
         return False
@@ -42,7 +42,6 @@ def is_recorded_outside(func: Any) -> bool:
     return (
         name in _COPIES
         or name in _ALLOCATIONS
-        or bool(signature_of(func).writes)
         or all(result.alias_info is not None for result in returns if "Tensor" in str(result.type))
     )
 
