@@ -62,8 +62,8 @@ def materialize(
     Raises:
         TypeError: `module` is not a module, `seed` not an integer, `dtype` is or returns something that is no
             dtype, or `names` something that is no string.
-        RuntimeError: nothing writes a parameter; torch holds a tensor as it is; the device is not there; memory ran out; a recorded operation failed.
-            The message names the tensors, and the module is as it was.
+        RuntimeError: nothing writes a parameter; torch holds a tensor as it is; the device is not there; memory ran
+            out; a recorded operation failed. The message names the tensors, and the module is as it was.
         ValueError: `replay` is neither None nor `"torch"`, or `seed` is given with it.
 
     Example:
