@@ -97,7 +97,8 @@ def _below(path: str, item: Any, seen: _Seen) -> _Named:
                 yield from _of_module(name, child)
     else:
         for name, inner in _of_tensor(item) if isinstance(item, torch.Tensor) else _of_object(item):
-            yield f"{path}.{name}", inner
+            if inner.__class__ not in _PLAIN:
+                yield f"{path}.{name}", inner
 
 
 def _of_module(path: str, module: torch.nn.Module) -> _Named:
@@ -159,7 +160,7 @@ def _of_object(item: Any) -> _Named:
 
 
 def _numbered(items: Iterable[Any]) -> _Named:
-    return ((str(i), item) for i, item in enumerate(items))
+    return ((str(i), item) for i, item in enumerate(items) if item.__class__ not in _PLAIN)
 
 
 def _slots(item: Any) -> _Named:
