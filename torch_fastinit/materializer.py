@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -13,8 +14,8 @@ import torch
 from torch_fastinit.execution.executor import Executor, unwritten_elements
 from torch_fastinit.execution.meta import stand_in, was_meta
 from torch_fastinit.execution.parity import ParityExecutor
-from torch_fastinit.execution.swap import put_in_place
-from torch_fastinit.planning.draws import assign_draws
+from torch_fastinit.execution.swap import put_in_place, refuse_held
+from torch_fastinit.planning.draws import assign_draws, take, taken_before
 from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten, Zeros
 from torch_fastinit.planning.report import Plan, rows
 from torch_fastinit.planning.tensors import Target, targets_of
@@ -61,8 +62,8 @@ def materialize(
     Raises:
         TypeError: `module` is not a module, `seed` not an integer, `dtype` is or returns something that is no
             dtype, or `names` something that is no string.
-        RuntimeError: nothing writes a parameter; the device is not there; memory ran out; a recorded operation failed.
-            The message names the tensors, and the module is as it was.
+        RuntimeError: nothing writes a parameter; torch holds a tensor as it is; the device is not there; memory ran
+            out; a recorded operation failed. The message names the tensors, and the module is as it was.
         ValueError: `replay` is neither None nor `"torch"`, or `seed` is given with it.
 
     Example:
@@ -154,14 +155,34 @@ def _materialize(
         draws = assign_draws(targets, names)
         plan = Planner(draws).plan(targets, where, dtype)
         _refuse_unwritten(targets, plan)
+        refuse_held([one.name for one in plan], deferred)
         executor: Executor
         if replay == "torch":
             executor = ParityExecutor(plan, deferred, 0, draws)
         else:
             executor = Executor(plan, deferred, draw_seed() if seed is None else seed, draws)
+            _warn_of_equal_blocks(executor)
         if verify:
             _verify(executor)
         put_in_place([one.name for one in plan], deferred, executor.run())
+        executor.share_final()
+        if replay is None:
+            take(draws, executor.seed)
+
+
+def _warn_of_equal_blocks(executor: Executor) -> None:
+    """Warn, once a recording, of tensors that repeat the numbers of other ones, as equal blocks do one by one."""
+    equal = taken_before(executor.draws, executor.seed)
+    tapes = {entry.tape for entry in executor.draws}
+    if equal and not any(tape.warned for tape in tapes):
+        for tape in tapes:
+            tape.warned = True
+        warnings.warn(
+            f"{_list(equal)}: other tensors of the same recording were materialised by these names with this seed, so "
+            "these get the same random numbers. Pass names=, which gives a tensor its name in the whole model, as in "
+            'names=lambda name: f"blocks.1.{name}", or another seed',
+            stacklevel=4,
+        )
 
 
 def _refuse_unwritten(targets: Sequence[Target], plan: Sequence[Assignment]) -> None:

@@ -636,7 +636,7 @@ def test_a_thread_that_outlives_the_context():
         made.append(nn.Linear(2, 2))
         left.wait(10)
         made.append(nn.Linear(2, 2))
-        made.append(nn.Parameter(made[0].weight.detach() * 2))
+        made.append(nn.Parameter(made[0].weight.detach().clone().mul_(2)))
 
     with ThreadPoolExecutor(1) as pool:
         with fastinit.deferred():

@@ -15,7 +15,7 @@ from torch_fastinit.planning.fold import Draw, PlannedFill
 from torch_fastinit.planning.planner import Assignment, Filled, Replayed, Shared, Zeros
 from torch_fastinit.planning.recognize import recognize
 from torch_fastinit.recording.generators import generator_of, get_state, restore, states
-from torch_fastinit.recording.memory import View, allocate, as_real, poisoned
+from torch_fastinit.recording.memory import FinalMemory, View, allocate, as_real, poisoned
 from torch_fastinit.recording.originals import ORTHOGONAL
 from torch_fastinit.recording.replay import Replay, closure, freeze, from_state
 from torch_fastinit.recording.tape import Entry, Storage, Value, need
@@ -66,6 +66,15 @@ class Executor:
         if self.replays:
             self._replay()
         return [self.reals[i] for i in range(len(self.plan))]
+
+    def share_final(self) -> None:
+        """Let deferred tensors elsewhere that share storage with these, which are real now, be views of that memory."""
+        for one, value, real in zip(self.plan, self.values, self.tensors, strict=True):
+            storage = value.storage
+            if storage.final is None and storage.shared is None:
+                memory = real.untyped_storage()
+                same = one.dtype is one.view.dtype and one.device == storage.device
+                storage.final = FinalMemory(one.name, memory if same and memory.nbytes() >= storage.nbytes else None)
 
     # --- one method for each kind of source ---------------------------------------------------------------------------
 
@@ -162,6 +171,10 @@ class Executor:
                     done(storage)
         except Exception as error:
             left = [i for some in self.replays.values() for i in some if i not in self.reals]
+            if not left:
+                raise RuntimeError(
+                    f"an operation that was recorded, and whose result is lost, failed: {error}"
+                ) from error
             raise self._failed(self.plan[left[0]], error) from error
 
     def _randomness(self, entry: Entry, tensor: Callable[[Value], torch.Tensor], call: Callable[[], Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 
 import torch
@@ -15,16 +16,55 @@ def put_in_place(names: Sequence[str], deferred: Sequence[torch.Tensor], reals: 
     leaf = [tensor.is_leaf for tensor in deferred]
     order = sorted(range(len(deferred)), key=leaf.__getitem__)  # results of autograd hold leaves
     undo: list[tuple[torch.Tensor, torch.Tensor]] = []
+    gradients = [(tensor, tensor.grad) for tensor in deferred if tensor.is_leaf and tensor.grad is not None]
     try:
         for i in order:
             old = deferred[i]
             new = finished(old, reals[i])
             swap(old, new)
             undo.append((old, new))
+        for old, gradient in gradients:  # an object that is real by now
+            old.grad = gradient
     except Exception as error:
         for old, new in reversed(undo):
             swap(old, new)
         raise RuntimeError(f"{names[i]!r} could not be put in place: {error}") from error
+
+
+def refuse_held(names: Sequence[str], deferred: Sequence[torch.Tensor]) -> None:
+    """Raise if something in C++ holds a tensor itself: it would go on holding what the tensor was.
+
+    Gradients are held by their tensors, and leaves by results of autograd: these may be, if all are among the tensors.
+    """
+    held = _held(names, deferred)
+    if held:  # by garbage, perhaps
+        gc.collect()
+        held = _held(names, deferred)
+    if held:
+        raise RuntimeError(
+            f"{', '.join(map(repr, held[:10]))}: something in torch holds these tensors as they are, and would not see "
+            "them change: hooks on their gradient accumulators (DistributedDataParallel and other reducers register "
+            "some), a view or a result that autograd recorded, or a script module. Call fastinit.materialize(module) "
+            "before wrapping the module, and drop such results first"
+        )
+
+
+def _held(names: Sequence[str], deferred: Sequence[torch.Tensor]) -> list[str]:
+    found = [(name, tensor) for name, tensor in zip(names, deferred, strict=True) if tensor._use_count() > 1]  # type: ignore[attr-defined]
+    if not found:
+        return []
+    let_go = {id(tensor.grad) for tensor in deferred if tensor.is_leaf}
+    nodes = [tensor.grad_fn for tensor in deferred if tensor.grad_fn is not None]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if hasattr(node, "variable"):
+            let_go.add(id(node.variable))
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                nodes.append(following)
+    return [name for name, tensor in found if tensor.is_leaf and id(tensor) not in let_go]
 
 
 def finished(old: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch_fastinit.planning.fold import Draw
 from torch_fastinit.planning.recognize import recognize
@@ -31,6 +31,23 @@ def assign_draws(targets: Sequence[Target], names: Callable[[str], str] | None =
                 draws[entry] = name, number
                 previous = entry
     return draws
+
+
+def taken_before(draws: Mapping[Entry, Draw], seed: int) -> list[str]:
+    """The names whose draws would repeat other draws of their recording that were materialised with the same seed."""
+    return list(
+        dict.fromkeys(
+            name
+            for entry, (name, number) in draws.items()
+            if entry.tape.taken.get((seed, name, number), entry) is not entry
+        )
+    )
+
+
+def take(draws: Mapping[Entry, Draw], seed: int) -> None:
+    """Note which draws are materialised."""
+    for entry, (name, number) in draws.items():
+        entry.tape.taken[seed, name, number] = entry
 
 
 def dependencies(value: Value) -> Sequence[Entry]:

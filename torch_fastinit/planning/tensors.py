@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+import contextlib
+import functools
+import gc
+import math
+import types
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import filterfalse
 from typing import Any
@@ -11,6 +17,8 @@ from typing import Any
 import torch
 
 from torch_fastinit.ops import Region
+from torch_fastinit.recording.tape import Value
+from torch_fastinit.recording.tensor import Deferred
 
 
 @dataclass(slots=True)
@@ -28,10 +36,24 @@ class Target:
 
 
 #: Classes of attributes that hold no tensor: looked at first, since modules have many of them.
-_PLAIN = frozenset({bool, int, float, str, type(None)})
+_PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 _CONTAINERS = frozenset({dict, list, tuple, set, OrderedDict})
-#: What every module has of its own: parameters, buffers and modules, which are looked at elsewhere, and hooks.
+#: What every module has of its own. Its parameters, buffers and modules are looked at elsewhere; the rest are hooks.
 _OF_EVERY_MODULE = frozenset(torch.nn.Module().__dict__)
+_MEMBERS = frozenset({"_parameters", "_buffers", "_modules"})
+#: What belongs to more than one object, and what deferred tensors are made of.
+_ENDS = (type, types.ModuleType, types.FrameType, weakref.ref, weakref.ProxyType, weakref.CallableProxyType, Value)
+#: Where classes written in C are from that hold objects but have no attributes: caches, iterators, generators.
+_OPAQUE = frozenset({"builtins", "functools", "itertools"})
+_BY_IDENTITY: tuple[Any, ...] = (object.__hash__, torch.Tensor.__hash__)
+
+_WITHOUT_SLOTS = frozenset({torch.Tensor, torch.nn.Parameter, Deferred})
+_OF_EVERY_DEFERRED = frozenset({"_value", "_is_param", "_was_meta"})
+
+#: Objects and the names of their paths.
+_Named = Iterator[tuple[str, Any]]
+#: Objects that were visited, by their `id`, which would be given to others if they died meanwhile.
+_Seen = dict[int, Any]
 
 
 def _members(
@@ -48,55 +70,152 @@ def _members(
                 yield f"{path}.{name}" if path else name, tensor
 
 
-def _attributes(modules: Sequence[tuple[str, torch.nn.Module]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors in other attributes than parameters and buffers, depth first; modules in plain lists have some too."""
-    seen: set[int] = {id(child) for _, child in modules}
-
-    def walk(name: str, item: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        if isinstance(item, torch.Tensor):
-            yield name, item
-        elif isinstance(item, (dict, list, tuple, torch.nn.Module)) and id(item) not in seen:
-            seen.add(id(item))
-            if isinstance(item, torch.nn.Module):
-                yield from item.named_parameters(name, remove_duplicate=False)
-                yield from item.named_buffers(name, remove_duplicate=False)
-                for path, child in item.named_modules(prefix=name):
-                    yield from own(path, child)
-            else:
-                for key, inner in item.items() if isinstance(item, dict) else enumerate(item):
-                    if inner.__class__ not in _PLAIN:
-                        yield from walk(f"{name}.{key}", inner)
-
-    def own(path: str, child: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-        for name in filterfalse(_OF_EVERY_MODULE.__contains__, child.__dict__):
-            item = child.__dict__[name]
-            if item.__class__ in _PLAIN or (item.__class__ in _CONTAINERS and not item):
+def _walk(items: _Named, seen: _Seen) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that objects hold, whatever these are, depth first."""
+    stack = [items]
+    while stack:
+        for path, item in stack[-1]:
+            if item.__class__ in _PLAIN or issubclass(type(item), _ENDS):
                 continue
-            if isinstance(item, (torch.Tensor, dict, list, tuple, torch.nn.Module)):
-                yield from walk(f"{path}.{name}" if path else name, item)
+            if isinstance(item, torch.Tensor):
+                yield path, item
+            if id(item) not in seen:
+                seen[id(item)] = item
+                stack.append(_below(path, item, seen))
+                break
+        else:
+            stack.pop()
 
-    left = set(seen)
+
+def _below(path: str, item: Any, seen: _Seen) -> _Named:
+    if isinstance(item, torch.nn.Module):
+        yield from item.named_parameters(path, remove_duplicate=False)
+        yield from item.named_buffers(path, remove_duplicate=False)
+        for name, child in item.named_modules(prefix=path):
+            if child is item or id(child) not in seen:
+                seen[id(child)] = child
+                yield from _of_module(name, child)
+    else:
+        for name, inner in _of_tensor(item) if isinstance(item, torch.Tensor) else _of_object(item):
+            if inner.__class__ not in _PLAIN:
+                yield f"{path}.{name}", inner
+
+
+def _of_module(path: str, module: torch.nn.Module) -> _Named:
+    """What a module holds besides parameters, buffers and modules."""
+    for name in filterfalse(_MEMBERS.__contains__, module.__dict__):
+        item = module.__dict__[name]
+        if item.__class__ in _PLAIN or (item.__class__ in _CONTAINERS and not item):
+            continue
+        if name in _OF_EVERY_MODULE and isinstance(item, dict):  # by number, not by the hook's id
+            item = list(item.values())
+        yield f"{path}.{name}" if path else name, item
+    for name, item in _slots(module):
+        yield f"{path}.{name}" if path else name, item
+
+
+def _of_tensor(tensor: torch.Tensor) -> _Named:
+    if not hasattr(tensor, "__tensor_flatten__"):  # see `unwrap`
+        yield from list(tensor.__dict__.items())
+    yield from _slots(tensor)
+    if tensor.is_leaf and tensor.grad is not None:
+        yield "grad", tensor.grad
+
+
+def _is_bare(tensor: torch.Tensor) -> bool:
+    """Whether it is quickly seen that nothing is behind a tensor, as with nearly all."""
+    return (
+        type(tensor) in _WITHOUT_SLOTS
+        and tensor.__dict__.keys() <= _OF_EVERY_DEFERRED
+        and tensor.is_leaf
+        and tensor.grad is None
+    )
+
+
+def _of_object(item: Any) -> _Named:
+    """What an object holds, and by what names, in an order that is the same in every process."""
+    if isinstance(item, dict):  # a key that is hashed by identity has no name that lasts
+        for i, (key, inner) in enumerate(item.items()):
+            yield str(i if type(key).__hash__ in _BY_IDENTITY else key), inner
+    elif isinstance(item, (list, tuple, deque)):
+        yield from _numbered(item)
+    elif isinstance(item, (set, frozenset)):
+        yield from _numbered(sorted((i for i in item if i.__class__ not in _PLAIN), key=_age))
+    elif isinstance(item, types.FunctionType):
+        for name, cell in zip(item.__code__.co_freevars, item.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # nothing is in the cell yet
+                yield name, cell.cell_contents
+        yield from (item.__kwdefaults__ or {}).items()
+        yield from _numbered(item.__defaults__ or ())
+    elif isinstance(item, types.MethodType):
+        yield from (("__self__", item.__self__), ("__func__", item.__func__))
+    elif isinstance(item, functools.partial):
+        yield from (("func", item.func), ("args", item.args), ("keywords", item.keywords))
+    elif type(item).__module__ in _OPAQUE:
+        yield from _numbered(gc.get_referents(item))
+    yield from _slots(item)
+    attributes = getattr(item, "__dict__", None)
+    if isinstance(attributes, dict):
+        yield from list(attributes.items())
+
+
+def _numbered(items: Iterable[Any]) -> _Named:
+    return ((str(i), item) for i, item in enumerate(items) if item.__class__ not in _PLAIN)
+
+
+def _slots(item: Any) -> _Named:
+    for cls in type(item).__mro__:
+        if "__slots__" in cls.__dict__:
+            for name, slot in list(cls.__dict__.items()):
+                if isinstance(slot, types.MemberDescriptorType):
+                    with contextlib.suppress(AttributeError):  # nothing is in it
+                        yield name, slot.__get__(item)
+
+
+def _age(item: Any) -> float:
+    """When the first of the deferred tensors in `item` was written: elements of a set have no other order."""
+    times = [
+        tensor._value.storage.writes[0].time
+        for _, tensor in _walk(iter((("", item),)), {})
+        if isinstance(tensor, Deferred) and tensor._value.storage.writes
+    ]
+    return min(times, default=math.inf)
+
+
+def _attributes(
+    modules: Sequence[tuple[str, torch.nn.Module]], members: Sequence[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors elsewhere than among the `members` of `modules`, but for what is behind the members: that comes last."""
+    left = {id(child) for _, child in modules}
+    seen: _Seen = {id(item): item for named in (modules, members) for _, item in named}
     for path, child in modules:
         if id(child) in left:  # not again by another name
             left.remove(id(child))
-            yield from own(path, child)
+            yield from _walk(_of_module(path, child), seen)
+    for name, tensor in members:
+        if not _is_bare(tensor):
+            yield from _walk(_below(name, tensor, seen), seen)
 
 
 def targets_of(module: torch.nn.Module) -> list[Target]:
     """Every tensor of `module` in root order, tied ones once."""
     found: dict[int, Target] = {}
     modules = list(module.named_modules(remove_duplicate=False))
+    members: list[tuple[str, torch.Tensor]] = []
     for role, named in (
         ("parameter", _members(module, modules, "parameters")),
         ("buffer", _members(module, modules, "buffers")),
-        ("attribute", _attributes(modules)),
+        ("attribute", _attributes(modules, members)),
     ):
         for name, tensor in named:
             known = found.get(id(tensor))
             if known is not None:
-                known.others.append(name)
+                if name != known.name and name not in known.others:
+                    known.others.append(name)
                 continue
             found[id(tensor)] = Target(name, tensor, role)
+            if role != "attribute":
+                members.append((name, tensor))
             if hasattr(tensor, "__tensor_flatten__"):
                 for path, inner, box in unwrap(name, tensor):
                     found.setdefault(id(inner), Target(path, inner, "attribute", holder=tensor, box=box))

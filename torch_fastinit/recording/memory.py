@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -81,6 +82,35 @@ def poisoned(byte: int) -> Iterator[None]:
         yield
     finally:
         _poison.byte = None
+
+
+class FinalMemory:
+    """Finds the memory in which a storage was materialised, and keeps it alive no longer than others do.
+
+    `name` is the tensor that it was materialised for; `memory` is None if that is in another dtype or elsewhere.
+    """
+
+    __slots__ = ("_name", "_pointer")
+
+    def __init__(self, name: str, memory: torch.UntypedStorage | None) -> None:
+        self._name = name
+        self._pointer: Any = None if memory is None else memory._weak_ref()
+
+    def __del__(self, free: Callable[[int], None] = torch.UntypedStorage._free_weak_ref) -> None:
+        if self._pointer is not None:
+            free(self._pointer)
+
+    def __call__(self) -> torch.UntypedStorage:
+        memory: torch.UntypedStorage | None = None
+        if self._pointer is not None:
+            memory = torch.UntypedStorage._new_with_weak_ptr(self._pointer)
+        if memory is None:
+            what = "in another dtype or on another device" if self._pointer is None else "and freed"
+            raise RuntimeError(
+                f"a deferred tensor shares memory with {self._name!r}, which was materialised before, {what}: "
+                "call fastinit.materialize(module) once, with a module that holds both"
+            )
+        return memory
 
 
 def allocate_bytes(count: int, device: torch.device) -> torch.UntypedStorage:

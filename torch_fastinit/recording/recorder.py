@@ -393,7 +393,7 @@ def _run_now(
             value.storage.shared = read(value).untyped_storage()
     with outside():
         if signature.random:
-            result = _draw_now(func, vargs, vkwargs, written, tape)
+            result = draw_now(func, vargs, vkwargs, written, tape)
         else:
             result = func(*transform(vargs, Value, read), **transform(vkwargs, Value, read))
     if signature.returns_written and signature.returns_written[0] is not None:
@@ -401,14 +401,19 @@ def _run_now(
     return transform(result, torch.Tensor, lambda real: wrap(adopt(real, tape)))
 
 
-def _draw_now(func: Any, vargs: Any, vkwargs: Any, written: list[Value], tape: Tape) -> Any:
+def draw_now(func: Any, vargs: Any, vkwargs: Any, written: list[Value], tape: Tape) -> Any:
     """A random operation on shared memory: recorded in its place among the draws, and run now."""
     copies = {id(value): _fresh_copy(value, tape) for value in written}
     args = transform(vargs, Value, lambda value: copies.get(id(value), value))
     kwargs = transform(vkwargs, Value, lambda value: copies.get(id(value), value))
-    record(tape, func, args, kwargs, list(copies.values()), random=True)
-    for value in written:
-        read(value).copy_(evaluate(copies[id(value)]))
+    entry = record(tape, func, args, kwargs, list(copies.values()), random=True)
+    try:
+        for value in written:
+            read(value).copy_(evaluate(copies[id(value)]))
+    except BaseException:  # it was no draw
+        if entry in tape.draws:
+            tape.draws.remove(entry)
+        raise
 
 
 def _fresh_copy(value: Value, tape: Tape) -> Value:

@@ -32,19 +32,29 @@ class Storage:
 
     `shared` is real memory that others may read or write at any time: what Python, NumPy or another tensor brought in,
     or what `.numpy()` gave out. Writes to it run at once; operations that only read it get a copy, `captured`, which
-    entries alone refer to.
+    entries alone refer to. Once a tensor in the storage is materialised, its memory is shared with those that are not:
+    `final` finds it, or raises.
     """
 
-    __slots__ = ("base", "cache", "captured", "device", "shared", "tape", "writes")
+    __slots__ = ("_shared", "base", "cache", "captured", "device", "final", "tape", "writes")
 
     def __init__(self, base: torch.Tensor, device: torch.device, tape: Tape):
         self.base = base
         self.device = device
         self.tape = tape
         self.writes: list[Entry] = []
-        self.shared: torch.UntypedStorage | None = None
+        self._shared: torch.UntypedStorage | None = None
+        self.final: Callable[[], torch.UntypedStorage] | None = None
         self.captured: torch.UntypedStorage | None = None
         self.cache: tuple[int, torch.UntypedStorage] | None = None
+
+    @property
+    def shared(self) -> torch.UntypedStorage | None:
+        return self._shared if self.final is None else self.final()
+
+    @shared.setter
+    def shared(self, memory: torch.UntypedStorage) -> None:
+        self._shared = memory
 
     @property
     def nbytes(self) -> int:
@@ -163,6 +173,9 @@ class Tape:
         #: `initial_seed()` of generators that the constructor seeded, now and when a state was taken.
         self.initial_seeds: dict[torch.device, int] = {}
         self.initial_seeds_then: dict[Entry, int | None] = {}
+        #: The draws that were materialised, by seed, name and number.
+        self.taken: dict[tuple[int, str, int], Entry] = {}
+        self.warned = False
         #: A constructor's threads share the tape: times and the order of draws must agree.
         self.lock = threading.RLock()
         self.closed = False

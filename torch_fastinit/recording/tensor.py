@@ -18,11 +18,14 @@ from torch.nn.parameter import UninitializedParameter, UninitializedTensorMixin 
 from torch_fastinit._torch import disabled_torch_function, make_wrapper_subclass
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.memory import as_real
+from torch_fastinit.recording.memoryless import check_outside, no_memory, storage_of
 from torch_fastinit.recording.replay import closure, evaluate
 from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, clock, need, transform
 
 aten = torch.ops.aten
 _META = torch.device("meta")
+_GRAD: Any = torch.Tensor.grad
+_CUDA_ARRAY_INTERFACE: Any = torch.Tensor.__cuda_array_interface__
 
 
 def tape_of(args: Any) -> Tape:
@@ -50,6 +53,10 @@ class Deferred(torch.Tensor):
     ) -> Any:
         if has_foreign_dispatch(types):
             return NotImplemented
+        if active.tape is None:
+            found: list[Deferred] = []
+            transform((args, kwargs), Deferred, found.append)
+            check_outside(func, kwargs or {}, found)
         return tape_of((args, kwargs)).dispatch(func, args, kwargs or {})
 
     @property
@@ -77,15 +84,61 @@ class Deferred(torch.Tensor):
         with outside():
             become(self, value_of_tensor(other, self._value.storage.tape))
 
+    @property
+    def grad(self) -> torch.Tensor | None:
+        gradient: torch.Tensor | None = _GRAD.__get__(self)
+        return gradient
+
+    @grad.setter
+    def grad(self, gradient: torch.Tensor | None) -> None:
+        if gradient is not None and active.tape is None:
+            raise no_memory(self.shape, "it takes no gradient")
+        _GRAD.__set__(self, gradient)
+
+    @grad.deleter
+    def grad(self) -> None:
+        _GRAD.__delete__(self)
+
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        if active.tape is None:
+            raise no_memory(self.shape, "nothing can be differentiated")
+        super().backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _exposed(self) -> torch.Tensor:
+        """The contents, in memory that others may write to from here on."""
+        storage = self._value.storage
+        real = read(self._value)
+        if storage.shared is None:
+            storage.shared = real.untyped_storage()
+        return real
+
     def numpy(self, *, force: bool = False) -> Any:
         if self.requires_grad and not force:
             raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
-        storage = self._value.storage
         with outside():
-            real = read(self._value)
-            if storage.shared is None:  # from here on, numpy code may write to this memory
-                storage.shared = real.untyped_storage()
-            return real.numpy(force=force)
+            return self._exposed().numpy(force=force)
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        if self.requires_grad:
+            raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+        with outside():
+            return self._exposed().__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> Any:
+        with outside():
+            return read(self._value).__dlpack_device__()
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        if self._value.storage.device.type == "cuda":
+            raise no_memory(self.shape, "it has no __cuda_array_interface__")
+        return _CUDA_ARRAY_INTERFACE.__get__(self)
+
+    def is_pinned(self, device: Any = None) -> bool:
+        return False
+
+    def share_memory_(self) -> torch.Tensor:
+        raise no_memory(self.shape, "there is none to share")
 
     def __array__(self, dtype: Any = None) -> Any:
         array = self.numpy()
@@ -96,11 +149,17 @@ class Deferred(torch.Tensor):
             return read(self._value).tolist()
 
     def data_ptr(self) -> int:
-        """A number that identifies the memory, as an address would. Nothing is there."""
+        """Inside a context, a number that identifies the memory, as an address would. Nothing is there."""
+        if active.tape is None:
+            if self._value.storage.shared is not None:
+                return read(self._value).data_ptr()
+            raise no_memory(self.shape, "it has no address")
         return int(self._value.shadow.untyped_storage()._cdata) + int(self.storage_offset()) * self.element_size()
 
     def untyped_storage(self) -> torch.UntypedStorage:
-        return self._value.shadow.untyped_storage()
+        if active.tape is None and self._value.storage.shared is not None:
+            return self._value.storage.shared
+        return storage_of(self._value.shadow)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         prefix = "Parameter containing:\n" if isinstance(self, torch.nn.Parameter) else ""
@@ -134,10 +193,7 @@ class Deferred(torch.Tensor):
         return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise RuntimeError(
-            f"a deferred tensor of shape {tuple(self.shape)} has no contents to save: "
-            "call fastinit.materialize(module) first"
-        )
+        raise no_memory(self.shape, "there is nothing to save")
 
 
 def has_foreign_dispatch(types: Any) -> bool:
@@ -222,6 +278,7 @@ def wrap(value: Value, cls: type[Deferred] = Deferred) -> Deferred:
         dtype=shadow.dtype,
         device=value.storage.device,
     )
+    torch._C._set_throw_on_mutable_data_ptr(tensor)  # code in C++ gets no address either
     tensor._value = value
     return tensor
 

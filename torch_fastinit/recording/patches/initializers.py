@@ -13,7 +13,7 @@ from torch_fastinit.orthogonal import QR_DTYPE
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.generators import private_state, states
 from torch_fastinit.recording.originals import dirac_, orthogonal_, own_orthogonal_, sparse_, trunc_normal_
-from torch_fastinit.recording.recorder import record
+from torch_fastinit.recording.recorder import draw_now, record
 from torch_fastinit.recording.tensor import Deferred
 
 
@@ -21,7 +21,7 @@ def _initializer(original: Callable[..., Any], *, random: bool) -> Callable[...,
     """One entry for a whole function of `torch.nn.init` whose first argument is a deferred tensor."""
 
     def call(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(tensor, Deferred) or tensor._value.storage.shared is not None:
+        if not isinstance(tensor, Deferred) or (tensor._value.storage.shared is not None and not random):
             return original(tensor, *args, **kwargs)
         with outside():
             value = tensor._value
@@ -30,7 +30,10 @@ def _initializer(original: Callable[..., Any], *, random: bool) -> Callable[...,
             bound.apply_defaults()
             keywords = dict(bound.arguments)
             del keywords["tensor"]
-            record(tape, original, (value,), keywords, [value], overwrites=True, random=random)
+            if value.storage.shared is not None:  # on a tensor that reports meta, the original does nothing
+                draw_now(original, (value,), keywords, [value], tape)
+            else:
+                record(tape, original, (value,), keywords, [value], overwrites=True, random=random)
         torch.autograd.graph.increment_version(tensor)
         return tensor
 

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from torch_fastinit.recording.patches import generators, initializers, parameters, threads
+from torch_fastinit.recording.patches import capsules, generators, initializers, parameters, threads
 from torch_fastinit.recording.tape import Tape
 
 _lock = threading.RLock()  # a tape may be collected while it is held
@@ -66,6 +66,7 @@ def _switch(change: int) -> None:
             function.__code__ = _codes[name][_alive > 0]
         generators.switch_methods(_alive > 0)
         parameters.switch_makers(_alive > 0)
+        capsules.switch_capsules(_alive > 0)
 
 
 def patch_while_alive(tape: Tape) -> None:
