@@ -38,7 +38,6 @@ class Deferred(torch.Tensor):
 
     _value: Value
     _is_param: bool
-    _was_meta: bool
     _spreads = False  # whether results of operations keep the subclass
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -223,12 +222,6 @@ def wrap(value: Value, cls: type[Deferred] = Deferred) -> Deferred:
     )
     tensor._value = value
     return tensor
-
-
-def uninitialized(like: torch.Tensor, device: torch.device, tape: Tape) -> Deferred:
-    """A deferred tensor with the metadata of `like` that nothing has written yet."""
-    shadow = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=_META)
-    return wrap(Value(shadow, Storage(shadow, device, tape)))
 
 
 def become(tensor: Deferred, value: Value) -> None:
