@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 
 from torch_fastinit.execution.executor import Executor, unwritten_elements
-from torch_fastinit.execution.meta import stand_in, was_meta
+from torch_fastinit.execution.meta import listed, reset_on_stand_ins
 from torch_fastinit.execution.parity import ParityExecutor
 from torch_fastinit.execution.swap import put_in_place, refuse_held
 from torch_fastinit.planning.draws import assign_draws, take, taken_before
-from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten, Zeros
+from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten
 from torch_fastinit.planning.report import Plan, rows
-from torch_fastinit.planning.tensors import Target, targets_of
+from torch_fastinit.planning.tensors import Target, is_plain_meta, targets_of
 from torch_fastinit.recording.active import outside
 from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.stream import draw_seed, to_signed
@@ -33,6 +33,7 @@ def materialize(
     names: Callable[[str], str] | None = None,
     replay: Literal["torch"] | None = None,
     verify: bool = False,
+    reset: bool = False,
 ) -> torch.nn.Module:
     """Give every deferred tensor of `module` its memory and its value, in place.
 
@@ -41,9 +42,8 @@ def materialize(
     Tensors that are real already are left alone.
 
     Args:
-        module: a module built inside `torch_fastinit.deferred` or by `torch_fastinit.skip_init`. Tensors on
-            the meta device that are not from there are initialised by the modules' own `reset_parameters`,
-            `reset_buffers` and `init_weights`; when these leave one out, that is an error.
+        module: a module built inside `torch_fastinit.deferred` or by `torch_fastinit.skip_init`. What such a
+            constructor itself puts on the meta device stays there; any other tensor there is an error without `reset`.
         device: where the tensors go. Default: the device that the constructor asked for.
         dtype: a dtype, for floating-point and complex tensors, as in `module.to(dtype)`; or a function of a tensor's
             name and the deferred tensor that returns its dtype, or None for the dtype that it has.
@@ -55,6 +55,9 @@ def materialize(
             same state. It takes the time of eager construction.
         verify: first run the whole plan on memory that holds one thing and then on memory that holds another, and raise
             if an element differs: nothing wrote it. It takes twice the time and memory.
+        reset: for modules built on `torch.device("meta")`, where what the constructor did to its tensors is lost: run
+            the modules' own `reset_parameters`, `init_weights` and the like instead, children first. Their values may
+            not be those of the constructor: `plan(module, reset=True)` says which method fills what.
 
     Returns:
         `module`.
@@ -62,8 +65,10 @@ def materialize(
     Raises:
         TypeError: `module` is not a module, `seed` not an integer, `dtype` is or returns something that is no
             dtype, or `names` something that is no string.
-        RuntimeError: nothing writes a parameter; torch holds a tensor as it is; the device is not there; memory ran
-            out; a recorded operation failed. The message names the tensors, and the module is as it was.
+        RuntimeError: a tensor is on the plain meta device and `reset` is False, or no method resets it, or two do so
+            differently, or one needs arguments; nothing writes a parameter; torch holds a tensor as it is; the device
+            is not there; memory ran out; a recorded operation failed. The message names the tensors, and the module is
+            as it was.
         ValueError: `replay` is neither None nor `"torch"`, or `seed` is given with it.
 
     Example:
@@ -89,29 +94,40 @@ def materialize(
         seed = to_signed(operator.index(seed))
     with _no_collections():
         targets = targets_of(module)
-    undo = stand_in(module, targets, where)
+    done = reset_on_stand_ins(module, targets, where) if reset else None
+    if not done:
+        _refuse_plain_meta(targets)
     try:
         with _no_collections():
-            _materialize(targets_of(module) if undo else targets, where, dtype, seed, names, replay, verify)
+            _materialize(targets_of(module) if done else targets, where, dtype, seed, names, replay, verify)
     except BaseException:
-        if undo:
-            undo()
+        if done:
+            done.undo()
         raise
+    if done:
+        done.release()
     return module
 
 
-def plan(module: torch.nn.Module, *, device: torch.device | str | int | None = None, dtype: DtypeRule = None) -> Plan:
+def plan(
+    module: torch.nn.Module,
+    *,
+    device: torch.device | str | int | None = None,
+    dtype: DtypeRule = None,
+    reset: bool = False,
+) -> Plan:
     """What `torch_fastinit.materialize` would do with `module`, tensor by tensor.
 
     Args:
         module: any module.
-        device, dtype: as for `torch_fastinit.materialize`.
+        device, dtype, reset: as for `torch_fastinit.materialize`.
 
     Returns:
         A `Plan`: one row a tensor, in root order (parameters, buffers, other attributes). It prints as a table.
 
     Raises:
         TypeError: `module` is not a module, or `dtype` is not a dtype or a function that returns one.
+        RuntimeError: with `reset=True`, what `torch_fastinit.materialize` raises of it.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -127,15 +143,16 @@ def plan(module: torch.nn.Module, *, device: torch.device | str | int | None = N
         raise TypeError(f"plan() takes a torch.nn.Module, not {type(module).__name__}")
     where = None if device is None else torch.device(device)
     targets = targets_of(module)
-    undo = stand_in(module, targets, where)
+    done = reset_on_stand_ins(module, targets, where) if reset else None
     try:
         with outside():
-            targets = targets_of(module) if undo else targets
+            targets = targets_of(module) if done else targets
             draws = assign_draws([target for target in targets if isinstance(target.tensor, Deferred)])
-            return Plan(tuple(rows(targets, Planner(draws).plan(targets, where, dtype))))
+            plan = Planner(draws).plan(targets, where, dtype)
+            return Plan(tuple(rows(targets, plan, done.writers) if done else rows(targets, plan)))
     finally:
-        if undo:
-            undo()
+        if done:
+            done.undo()
 
 
 def _materialize(
@@ -154,7 +171,7 @@ def _materialize(
     with outside():
         draws = assign_draws(targets, names)
         plan = Planner(draws).plan(targets, where, dtype)
-        _refuse_unwritten(targets, plan)
+        _refuse_unwritten(plan)
         refuse_held([one.name for one in plan], deferred)
         executor: Executor
         if replay == "torch":
@@ -178,28 +195,29 @@ def _warn_of_equal_blocks(executor: Executor) -> None:
         for tape in tapes:
             tape.warned = True
         warnings.warn(
-            f"{_list(equal)}: other tensors of the same recording were materialised by these names with this seed, so "
+            f"{listed(equal)}: other tensors of the same recording were materialised by these names with this seed, so "
             "these get the same random numbers. Pass names=, which gives a tensor its name in the whole model, as in "
             'names=lambda name: f"blocks.1.{name}", or another seed',
             stacklevel=4,
         )
 
 
-def _refuse_unwritten(targets: Sequence[Target], plan: Sequence[Assignment]) -> None:
-    """Raise if a parameter has no initial value, or a tensor has lost what its constructor made of it."""
-    empty = [
-        (target, one) for target, one in zip(targets, plan, strict=True) if isinstance(one.source, (Unwritten, Zeros))
-    ]
-    lost = [one.name for target, one in empty if was_meta(target.tensor)]
+def _refuse_plain_meta(targets: Sequence[Target]) -> None:
+    lost = [target.name for target in targets if is_plain_meta(target.tensor)]
     if lost:
         raise RuntimeError(
-            f"{_list(lost)}: on the meta device, and no reset_parameters, reset_buffers or init_weights of the module "
-            "writes to them, so what the constructor made of them is lost; build the module inside fastinit.deferred()"
+            f"{listed(lost)}: on the meta device, but not from fastinit.deferred(), so what the constructor did to "
+            "them is lost; build the module inside fastinit.deferred(), or pass reset=True to run the modules' own "
+            "reset_parameters(), init_weights() and the like, which may give other values"
         )
-    unwritten = [one.name for _, one in empty if isinstance(one.source, Unwritten)]
+
+
+def _refuse_unwritten(plan: Sequence[Assignment]) -> None:
+    """Raise if a parameter has no initial value."""
+    unwritten = [one.name for one in plan if isinstance(one.source, Unwritten)]
     if unwritten:
         raise RuntimeError(
-            f"{_list(unwritten)}: nothing ever writes to these parameters, so they have no initial value; initialise "
+            f"{listed(unwritten)}: nothing ever writes to these parameters, so they have no initial value; initialise "
             "them in the constructor, or inside fastinit.deferred() afterwards"
         )
 
@@ -225,8 +243,3 @@ def _verify(executor: Executor) -> None:
         found = ", ".join(f"{name!r} ({count:,} elements)" for name, count in list(counts.items())[:10])
         more = f" and {len(counts) - 10} more tensors" if len(counts) > 10 else ""
         raise RuntimeError(f"{found}{more}: nothing writes these elements, so their values would be what memory held")
-
-
-def _list(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:10])
-    return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"

@@ -42,9 +42,9 @@ def test_like_eager(name):
     torch.manual_seed(0)
     eager, other, ours = build(), build(), on_meta(build)
     identities = {n: id(t) for n, t in tensors_of(ours).items()}
-    assert all(row.how in ("one pass", "replayed") for row in fastinit.plan(ours).rows)
+    assert all(row.how in ("one pass", "replayed") for row in fastinit.plan(ours, reset=True).rows)
     assert all(t.is_meta for t in tensors_of(ours).values())
-    fastinit.materialize(ours, seed=0)
+    fastinit.materialize(ours, seed=0, reset=True)
     assert {n: id(t) for n, t in tensors_of(ours).items()} == identities
     check_metadata(eager, ours)
     check_values(eager, other, ours)
@@ -54,7 +54,7 @@ def test_same_values_as_deferred():
     with fastinit.deferred():
         recorded = MODELS["llama"]()
     a = tensors_of(fastinit.materialize(recorded, seed=4))
-    b = tensors_of(fastinit.materialize(on_meta(MODELS["llama"]), seed=4))
+    b = tensors_of(fastinit.materialize(on_meta(MODELS["llama"]), seed=4, reset=True))
     assert all(same_bits(a[name], b[name]) for name in a)
 
 
@@ -62,14 +62,14 @@ def test_ties_that_accelerate_breaks_are_restored():
     accelerate = pytest.importorskip("accelerate")
     with accelerate.init_empty_weights():
         model = MODELS["llama"]()
-    fastinit.materialize(model, seed=0)
+    fastinit.materialize(model, seed=0, reset=True)
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def test_real_tensors_beside_meta_ones_are_left_alone():
     layer = on_meta(lambda: nn.Linear(4, 4))
     layer.bias = bias = nn.Parameter(torch.full((4,), 9.0))
-    fastinit.materialize(layer, seed=0)
+    fastinit.materialize(layer, seed=0, reset=True)
     assert layer.bias is bias
     assert bias.tolist() == [9.0] * 4
     assert bool(layer.weight.isfinite().all())
@@ -85,13 +85,13 @@ def test_what_no_initialiser_writes_is_an_error():
 
     model = on_meta(Rope)
     with pytest.raises(RuntimeError, match=r"'scale', 'frequencies': on the meta device.*fastinit.deferred\(\)"):
-        fastinit.materialize(model)
+        fastinit.materialize(model, reset=True)
     assert all(type(t) is not type(None) and t.is_meta and not fastinit.is_deferred(t) for t in model.parameters())
     assert type(model.layer.weight) is nn.Parameter
     assert model.layer.weight.__dict__ == {}
     model.reset_buffers = lambda: model.frequencies.copy_(torch.arange(4.0) * 2)
     model.reset_parameters = lambda: nn.init.ones_(model.scale)
-    fastinit.materialize(model)
+    fastinit.materialize(model, reset=True)
     assert model.frequencies.tolist() == [0, 2, 4, 6]
     assert model.scale.tolist() == [1] * 4
 
@@ -104,5 +104,5 @@ def test_an_initialiser_that_fails_leaves_the_module_as_it_was():
 
     model[2].reset_parameters = fails
     with pytest.raises(ValueError, match="reset"):
-        fastinit.materialize(model)
+        fastinit.materialize(model, reset=True)
     assert all(t.is_meta and not fastinit.is_deferred(t) for t in tensors_of(model).values())

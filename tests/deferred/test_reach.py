@@ -124,11 +124,7 @@ CASES: dict[str, tuple[Build, Use, list[str] | None]] = {
     "ordered": (lambda m: collections.OrderedDict(z=torch.randn(1), a=torch.randn(2)), lambda d: [d["z"]], ["z", "a"]),
     "keys": (lambda m: {object(): torch.randn(1), (1, "a"): torch.rand(1)}, lambda d: [*d.values()], ["0", "(1, 'a')"]),
     "helper": (lambda m: Helper(m), lambda h: [h.net.bias], ["net.weight", "net.bias"]),
-    "bound method": (
-        lambda m: Helper(m).scale,
-        lambda f: [f()],
-        ["__self__.net.weight", "__self__.net.bias"],
-    ),
+    "bound method": (lambda m: Helper(m).scale, lambda f: [f()], ["__self__.net.weight", "__self__.net.bias"]),
     "closure": (lambda m: closure(), lambda f: [f()], ["window"]),
     "defaults": (lambda m: default(), lambda f: f(), ["b", "0"]),
     "partial": (

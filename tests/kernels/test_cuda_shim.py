@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernels.test_kernels import FAR_BOXES
 from support.bits import REAL, SEED, STREAM, check, check_box, dirty
 from support.layouts import LAYOUTS, Layout, batch, raw
 from support.parameters import EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 from support.wire import to_wire
-from kernels.test_kernels import FAR_BOXES
 
 from torch_fastinit import backend
 from torch_fastinit.initializers import (

@@ -23,11 +23,11 @@ from types import ModuleType
 import pytest
 import setuptools
 import torch
+from kernels.test_kernels import EXTREME_WORDS, FAR_BOXES, SIZES
 from support.bits import REAL, SEED, STREAM, bits_of, check, check_box, dirty, expected
 from support.layouts import LAYOUTS, Layout, batch, raw
 from support.parameters import ALL, EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 from support.wire import to_wire
-from kernels.test_kernels import EXTREME_WORDS, FAR_BOXES, SIZES
 
 from torch_fastinit import backend
 from torch_fastinit.initializers import Normal, Program, Sparse, TruncatedNormal, Uniform

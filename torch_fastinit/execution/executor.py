@@ -13,7 +13,7 @@ from torch_fastinit.ops import Fill, fill
 from torch_fastinit.orthogonal import orthogonal
 from torch_fastinit.planning.fold import Draw, PlannedFill
 from torch_fastinit.planning.planner import Assignment, Filled, Replayed, Shared, Zeros
-from torch_fastinit.planning.recognize import recognize
+from torch_fastinit.planning.recognize import absorbed, recognize
 from torch_fastinit.recording.generators import generator_of, get_state, restore, states
 from torch_fastinit.recording.memory import FinalMemory, View, allocate, as_real, poisoned
 from torch_fastinit.recording.originals import ORTHOGONAL
@@ -151,7 +151,8 @@ class Executor:
         """Run what could not be filled."""
         entries = closure([need(self.values[i]) for some in self.replays.values() for i in some])
         freeze([entry for entry in entries if entry.random and entry.seeded])
-        self._run(entries)
+        done = {part for entry in entries for part in absorbed(entry)}
+        self._run([entry for entry in entries if entry not in done])
 
     def _run(self, entries: Sequence[Entry]) -> None:
         """Run entries, and move and cast each tensor as soon as its storage is complete."""

@@ -1,130 +1,289 @@
-"""Modules on the plain meta device: their own initialisers, run under recording on deferred stand-ins."""
+"""Plain meta modules: their own reset methods, recorded on deferred stand-ins.
+
+What a constructor does on `torch.device("meta")` is lost. What is left are the modules' own methods, which may say
+something else, so they run only where somebody asks for it; and what they leave open is an error.
+"""
 
 from __future__ import annotations
 
+import inspect
+import math
+import re
+from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from torch_fastinit.execution.swap import swap
-from torch_fastinit.planning.tensors import Target
+from torch_fastinit.planning.tensors import Target, is_plain_meta
+from torch_fastinit.planning.written import contents, is_written
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.context import deferred
-from torch_fastinit.recording.tensor import Deferred, uninitialized
+from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, clock, live_writes
+from torch_fastinit.recording.tensor import Deferred, adopt, as_subclass, wrap
+
+aten = torch.ops.aten
+
+#: Methods that reset a module. All of a module's are run.
+_RESETS = re.compile(r"_?reset_(\w+_)?(parameters|weights|buffers)")
+#: Methods that initialise a model. They call one another: the first that needs no arguments is run.
+_INITS = ("init_weights", "initialize_weights", "init_parameters", "initialize_parameters", "_init_weights")
+_TIES = "tie_weights"
 
 
-def was_meta(tensor: torch.Tensor) -> bool:
-    """Whether `tensor` is a stand-in for a tensor on the meta device."""
-    return "_was_meta" in tensor.__dict__
+def reset_on_stand_ins(module: torch.nn.Module, targets: Sequence[Target], device: torch.device | None) -> Reset | None:
+    """Make the plain meta tensors among `targets` deferred ones, and let the module's own methods write to them.
 
-
-def _is_plain_meta(tensor: torch.Tensor) -> bool:
-    return not isinstance(tensor, (Deferred, UninitializedTensorMixin)) and tensor.is_meta
-
-
-def stand_in(
-    module: torch.nn.Module, targets: Sequence[Target], device: torch.device | None
-) -> Callable[[], None] | None:
-    """Make plain meta tensors of `module` deferred ones, as the module's initialisers leave them.
-
-    Returns a function that makes them what they were, or None if there were none. Real tensors are not touched: they,
-    too, have stand-ins while the initialisers run.
+    Returns None if there are none. When a method needs arguments, a tensor is not reset, or is reset in two ways, that
+    is an error and the module is as it was.
     """
-    tensors = [target.tensor for target in targets if target.role != "attribute"]
-    meta = [t for t in tensors if _is_plain_meta(t)]
+    meta = [target for target in targets if is_plain_meta(target.tensor)]
     if not meta:
         return None
-    swapped: list[tuple[torch.Tensor, torch.Tensor]] = []
-    # Initialisers leave marks on modules ("already initialised") and tie tensors: both are undone with the rest.
-    marks = [(d, dict(d)) for m in module.modules() for d in _dictionaries(m)]
+    for target in meta:
+        if target.holder is not None:
+            raise RuntimeError(
+                f"{target.name!r} is held by a {type(target.holder).__name__} on the meta device, which the module's "
+                "own methods cannot reset: call materialize(reset=True) before the module is wrapped or sharded"
+            )
+    reset = Reset(module)
+    try:
+        reset.record(targets, meta, device)
+        reset.check(meta)
+    except BaseException:
+        reset.undo()
+        raise
+    return reset
 
-    def undo() -> None:
-        for old, new in reversed(swapped):
-            if isinstance(old, Deferred):
-                swap(old, new)
-        swapped.clear()
-        for now, before in marks:
+
+@dataclass(slots=True)
+class _Call:
+    """A method that ran, and when."""
+
+    module: torch.nn.Module
+    name: str
+    start: int
+    end: int
+    parts: set[int]  # the ids of all modules under its own
+
+    def contains(self, other: _Call) -> bool:
+        return id(other.module) in self.parts
+
+
+@dataclass(slots=True)
+class Reset:
+    """Plain meta tensors of `module` as deferred ones, and the methods that wrote to them."""
+
+    module: torch.nn.Module
+    calls: list[_Call] = field(default_factory=list)
+    _swapped: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    _before: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+
+    def record(self, targets: Sequence[Target], meta: Sequence[Target], device: torch.device | None) -> None:
+        """Run the methods. Tensors that are real or deferred already have stand-ins meanwhile, which are dropped."""
+        chosen = {id(target.tensor) for target in meta}
+        others = [target for target in targets if id(target.tensor) not in chosen and _has_contents(target.tensor)]
+        # Methods leave marks on modules ("already initialised") and tie tensors: both are undone with the rest.
+        self._before = [(d, dict(d)) for m in self.module.modules() for d in _dictionaries(m)]
+        with deferred():
+            memory: dict[int, Storage] = {}
+            for target in (*meta, *others):
+                try:
+                    new = _stand_in(target.tensor, device, memory)
+                    swap(target.tensor, new)
+                except Exception as error:
+                    raise RuntimeError(f"{target.name!r} could not be replaced while it is reset: {error}") from error
+                self._swapped.append((target.tensor, new))
+            for path, module in _children_first(self.module, chosen):
+                # transformers' mark of what it need not initialise again: that is lost now.
+                module.__dict__.pop("_is_hf_initialized", None)
+                for name in _methods(module, path):
+                    start = next(clock)
+                    getattr(module, name)()
+                    parts = {id(part) for part in module.modules()}
+                    self.calls.append(_Call(module, f"{path}.{name}" if path else name, start, next(clock), parts))
+        self._give_back(len(meta))
+
+    def check(self, meta: Sequence[Target]) -> None:
+        """Raise if one of the targets is not determined by what ran."""
+        values = [(target, target.tensor._value) for target in meta]  # type: ignore[attr-defined]
+        lost = [target.name for target, value in values if not is_written(value)]
+        if lost:
+            raise RuntimeError(
+                f"{listed(lost)}: on the meta device, and no reset_parameters, init_weights or the like of the module "
+                "writes all of it, so what the constructor made of it is lost; build the module inside "
+                "fastinit.deferred()"
+            )
+        for target, value in values:
+            found = self._conflict(value.storage)
+            if found is not None:
+                ties = f" (= {', '.join(target.others)})" if target.others else ""
+                raise RuntimeError(
+                    f"{target.name!r}{ties}: {found[0].name}() and {found[1].name}() reset it differently, and the "
+                    "constructor's choice between them is lost; build the module inside fastinit.deferred()"
+                )
+
+    def writers(self, tensor: torch.Tensor) -> str:
+        """The methods that a tensor's values come from."""
+        storage = tensor._value.storage if isinstance(tensor, Deferred) else None
+        return ", ".join(self.calls[i].name for i in sorted(self._live(storage))) if storage is not None else ""
+
+    def undo(self) -> None:
+        """Make the module what it was."""
+        self.release()
+        for now, before in self._before:
             now.clear()
             now.update(before)
 
-    chosen = {id(t) for t in meta}
-    real = [t for t in tensors if not t.is_meta and not isinstance(t, (Deferred, UninitializedTensorMixin))]
-    owners = [m for m in _children_first(module) if any(id(t) in chosen for t in _own(m))]
-    try:
-        with deferred():
-            for tensor in (*meta, *real):
-                new = _stand_in(tensor, device)
-                swap(tensor, new)
-                swapped.append((tensor, new))
-            for owner in owners:  # transformers' mark for what it need not initialise again: that is lost now
-                owner.__dict__.pop("_is_hf_initialized", None)
-            _initialise(module, owners)
-    except BaseException:
-        undo()
-        raise
-    for tensor, kept in swapped[len(meta) :]:
-        swap(tensor, kept)
-    del swapped[len(meta) :]
-    return undo
+    def release(self) -> None:
+        """Give their meta tensors back to objects that are still deferred: the module may have let go of some."""
+        self._give_back(0)
+
+    def _give_back(self, left: int) -> None:
+        while len(self._swapped) > left:
+            old, new = self._swapped.pop()
+            if isinstance(old, Deferred):
+                swap(old, new)
+
+    def _call_of(self, entry: Entry) -> int | None:
+        """The number of the call that recorded `entry`."""
+        i = bisect(self.calls, entry.time, key=_end)
+        return i if i < len(self.calls) and self.calls[i].start < entry.time else None
+
+    def _live(self, storage: Storage, time: float = math.inf) -> set[int]:
+        """Which calls the contents of `storage` at a time come from."""
+        return {i for entry in live_writes(storage, time) if (i := self._call_of(entry)) is not None}
+
+    def _conflict(self, storage: Storage) -> tuple[_Call, _Call] | None:
+        """Two calls of which the later one, though not of a module around the other's, wrote other values over it."""
+        wrote = sorted({i for entry in storage.writes if (i := self._call_of(entry)) is not None})
+        if len(wrote) < 2:
+            return None
+        ends = {i: self.calls[i].end for i in wrote}
+        last = self._live(storage)
+        alone = [i for i in wrote if self._live(storage, ends[i]) == {i}]
+        for i in wrote:
+            if i in last or any(k > i and self.calls[k].contains(self.calls[i]) for k in alone):
+                continue
+            for j in last:
+                if j > i and contents(storage, ends[i]) != contents(storage, ends[j]):
+                    return self.calls[i], self.calls[j]
+        return None
+
+
+def _end(call: _Call) -> int:
+    return call.end
 
 
 def _dictionaries(module: torch.nn.Module) -> tuple[dict[str, Any], ...]:
-    return module.__dict__, module._parameters, module._buffers
+    return module.__dict__, module._parameters, module._buffers, module._modules
 
 
-def _stand_in(tensor: torch.Tensor, device: torch.device | None) -> Deferred:
+def _has_contents(tensor: torch.Tensor) -> bool:
+    if isinstance(tensor, UninitializedTensorMixin) or hasattr(tensor, "__tensor_flatten__"):
+        return False
+    return isinstance(tensor, Deferred) or not tensor.is_meta
+
+
+# --- stand-ins --------------------------------------------------------------------------------------------------------
+
+
+def _stand_in(tensor: torch.Tensor, device: torch.device | None, memory: dict[int, Storage]) -> Deferred:
+    """A deferred tensor in place of `tensor`: not written yet if that is on the meta device, else a copy of it."""
     tape = active.tape
     assert tape is not None
-    where = device or (torch.device("cpu") if tensor.is_meta else tensor.device)
     with outside():
-        new = uninitialized(tensor, where, tape)
-        new.requires_grad_(tensor.requires_grad)
-    new.__dict__.update(tensor.__dict__)
-    if isinstance(tensor, torch.nn.Parameter):
-        new._is_param = True
-    if tensor.is_meta:
-        new._was_meta = True
+        if isinstance(tensor, Deferred):
+            new = wrap(_copy(tensor._value, tape), type(tensor))
+            new.requires_grad_(tensor.requires_grad)
+        else:
+            if tensor.is_meta:  # its own storage says what shares memory with it
+                shadow = tensor.detach()
+                empty = Storage(shadow, device or torch.device("cpu"), tape)
+                value = Value(shadow, memory.setdefault(shadow.untyped_storage()._cdata, empty))
+            else:
+                value = _copy(adopt(tensor.detach(), tape), tape)
+            cls = type(tensor)
+            new = wrap(value) if cls is torch.Tensor else as_subclass(wrap(value), cls, False)
+            new.requires_grad_(tensor.requires_grad)
+    new.__dict__.update({name: item for name, item in tensor.__dict__.items() if name != "_value"})
     return new
 
 
-def _initialise(module: torch.nn.Module, owners: list[torch.nn.Module]) -> None:
-    """What constructors do: each layer resets itself, then models go over their layers and tie weights."""
-    for owner in owners:
-        for name in ("reset_parameters", "_reset_parameters", "reset_buffers"):
-            method = getattr(owner, name, None)
-            if callable(method):
-                method()
-    for name in ("init_weights", "tie_weights"):
-        for method in _outermost(module, name):
-            method()
+def _copy(source: Value, tape: Tape) -> Value:
+    """A copy of `source`, made when somebody needs it: nobody changes shared memory while stand-ins are there."""
+    old = source.storage
+    if old.shared is not None:
+        source = Value(source.shadow, Storage(old.base, old.device, tape))
+        source.storage.captured = old.shared
+    shadow = torch.empty_strided(source.shadow.shape, source.shadow.stride(), dtype=source.shadow.dtype, device="meta")
+    target = Value(shadow, Storage(shadow, old.device, tape))
+    reads = (source,) if source.storage.captured is None else ()
+    Entry(tape, aten.copy_.default, (target, source), {}, reads=reads, writes=(target,), overwrites=True)
+    return target
 
 
-def _outermost(module: torch.nn.Module, name: str) -> Iterator[Callable[[], None]]:
-    """The methods of this name, of modules that lie in no other module that has one."""
-    method = getattr(module, name, None)
-    if callable(method):
-        yield method
-    else:
-        for child in module.children():
-            yield from _outermost(child, name)
+# --- methods ----------------------------------------------------------------------------------------------------------
 
 
-def _children_first(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """Every module under `module`, in the order in which their constructors end."""
-    seen: set[torch.nn.Module] = set()
+def _children_first(root: torch.nn.Module, chosen: set[int]) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Every module with one of the `chosen` tensors under it, in the order in which their constructors end."""
+    paths = {id(module): path for path, module in root.named_modules()}
+    seen: set[int] = set()
+    found: list[torch.nn.Module] = []
 
-    def walk(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-        if module not in seen:
-            seen.add(module)
-            for child in module.children():
-                yield from walk(child)
-            yield module
+    def walk(module: torch.nn.Module) -> bool:
+        if id(module) in seen:
+            return id(module) in concerned
+        seen.add(id(module))
+        below = [walk(child) for child in module.children()]
+        if any(below) or any(id(tensor) in chosen for tensor in _own(module)):
+            concerned.add(id(module))
+            found.append(module)
+        return id(module) in concerned
 
-    return list(walk(module))
+    concerned: set[int] = set()
+    walk(root)
+    for module in found:
+        yield paths[id(module)], module
 
 
-def _own(module: torch.nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
+def _own(module: torch.nn.Module) -> Iterator[Any]:
+    for dictionary in (module._parameters, module._buffers, module.__dict__):
+        yield from dictionary.values()
+
+
+def _methods(module: torch.nn.Module, path: str) -> list[str]:
+    """The names of the methods of `module` that give its tensors their values, in the order to run them."""
+    names = {name for source in (*type(module).__mro__, module) for name in vars(source)}
+    resets = [name for name in names if _RESETS.fullmatch(name) and callable(getattr(module, name))]
+    resets.sort(key=lambda name: (name != "reset_parameters", name))
+    inits = [name for name in _INITS if callable(getattr(module, name, None))]
+    ready = [name for name in inits if not _arguments(getattr(module, name))][:1]
+    for name in (*resets, *(ready or inits)):
+        arguments = _arguments(getattr(module, name))
+        if arguments:
+            raise RuntimeError(
+                f"{f'{path}.{name}' if path else name}() of a {type(module).__name__} needs arguments "
+                f"({', '.join(arguments)}), which only its constructor knows; build the module inside "
+                "fastinit.deferred()"
+            )
+    return [*resets, *ready, *([_TIES] if callable(getattr(module, _TIES, None)) else [])]
+
+
+def _arguments(method: Callable[..., Any]) -> list[str]:
+    """The arguments that `method` cannot be called without."""
+    try:
+        parameters = inspect.signature(method).parameters.values()
+    except (TypeError, ValueError):  # not written in Python
+        return []
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a message shows them: the first ten."""
+    shown = ", ".join(repr(name) for name in names[:10])
+    return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"

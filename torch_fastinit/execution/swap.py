@@ -71,7 +71,6 @@ def finished(old: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """`real` with the class, the attributes and `requires_grad` of the deferred tensor `old`."""
     attributes = dict(old.__dict__)
     del attributes["_value"]
-    attributes.pop("_was_meta", None)
     cls = torch.nn.Parameter if attributes.pop("_is_param", False) else getattr(old, "_eager_class", None)
     if cls is torch.nn.Parameter and not real._is_view():  # nobody else has this object: no need for another one
         set_class(real, cls)

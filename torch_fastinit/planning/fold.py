@@ -17,8 +17,9 @@ import torch
 from torch_fastinit.codes import MAX_STEPS, Op
 from torch_fastinit.initializers import PROGRAMMABLE, Constant, Dirac, Eye, Initializer, Normal, Program, Sparse, Step
 from torch_fastinit.ops import RANDOM_DTYPES, Region
-from torch_fastinit.planning.recognize import recognize
-from torch_fastinit.recording.memory import View, as_real
+from torch_fastinit.planning.inversion import number_of
+from torch_fastinit.planning.recognize import absorbed, recognize
+from torch_fastinit.recording.memory import View
 from torch_fastinit.recording.tape import Entry, Storage, Value, live_writes
 
 aten = torch.ops.aten
@@ -49,9 +50,13 @@ class PlannedFill:
 def fold(storage: Storage, draws: Mapping[Entry, Draw], time: float = math.inf) -> list[PlannedFill] | str:
     """What `storage` holds at `time` as fills in order, without draws of no tensor; or why that cannot be said."""
     fills: list[PlannedFill] = []
+    done: set[Entry] = set()
     for entry in reversed(live_writes(storage, time)):
+        if entry in done:
+            continue
         initializer = recognize(entry)
         if initializer is not None:
+            done.update(absorbed(entry))
             draw = draws.get(entry) if entry.random else None
             if draw is not None or not entry.random:
                 fills.append(PlannedFill(initializer, entry.writes[0].view, draw))
@@ -161,16 +166,6 @@ def _initializer_after(
     return program if len(program.steps) <= MAX_STEPS else None
 
 
-def _number(entry: Entry, position: int = 1) -> float | None:
-    """An argument that is a number, whether Python's or in a real tensor of no dimensions."""
-    item = entry.args[position]
-    if isinstance(item, Value) and item.storage.captured is not None and item.shadow.dim() == 0:
-        item = as_real(item.shadow, item.storage.captured).item()
-    if isinstance(item, bool) or not isinstance(item, (int, float)) or not abs(item) <= 2**53:
-        return None  # also not a number, or infinite: what becomes of that is best left to torch
-    return float(item)
-
-
 def _mul(entry: Entry, c: float) -> tuple[tuple[Op, float], ...]:
     return ((Op.MUL, c),)
 
@@ -205,7 +200,7 @@ _COPIES = frozenset({aten.clone.default, aten._to_copy.default, aten.contiguous.
 
 def _arithmetic(entry: Entry) -> tuple[tuple[Op, float], ...] | None:
     """The entry's operations, if torch's have the bits of a program's steps."""
-    value, c = entry.args[0], _number(entry)
+    value, c = entry.args[0], number_of(entry)
     alpha = entry.kwargs.get("alpha", 1) if len(entry.args) < 3 else entry.args[2]
     if c is None or alpha != 1 or not isinstance(value, Value):
         return None

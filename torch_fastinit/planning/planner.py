@@ -14,7 +14,7 @@ import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from torch_fastinit.planning.fold import Draw, PlannedFill, cast_fill, fold, short_name
-from torch_fastinit.planning.tensors import Target
+from torch_fastinit.planning.tensors import Target, is_plain_meta
 from torch_fastinit.recording.memory import View
 from torch_fastinit.recording.tape import Entry, Storage, Value
 from torch_fastinit.recording.tensor import Deferred
@@ -59,6 +59,14 @@ class Kept(Source):
     """It is real already."""
 
     how = "kept"
+
+
+@dataclass(slots=True)
+class Refused(Kept):
+    """On the plain meta device, where what the constructor did is lost: an error, unless somebody only asks."""
+
+    how = "refused"
+    why: str = "on the plain meta device, not from deferred(); reset=True runs the modules' own methods"
 
 
 @dataclass(slots=True)
@@ -157,7 +165,8 @@ class Planner:
         tensor = target.tensor
         if not isinstance(tensor, Deferred):
             shape = () if isinstance(tensor, UninitializedTensorMixin) else tuple(tensor.shape)
-            return Assignment(target.name, Kept(), tensor.dtype, tensor.device, View(tensor.dtype, shape, (), 0))
+            answer = Refused() if is_plain_meta(tensor) else Kept()
+            return Assignment(target.name, answer, tensor.dtype, tensor.device, View(tensor.dtype, shape, (), 0))
         value = tensor._value
         storage = value.storage
         before = value.shadow.dtype

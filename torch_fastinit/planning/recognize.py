@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from torch_fastinit.initializers import Constant, Dirac, Eye, Initializer, Normal, Sparse, TruncatedNormal, Uniform
 from torch_fastinit.ops import RANDOM_DTYPES, decode
+from torch_fastinit.planning.inversion import inversion
 from torch_fastinit.recording.memory import as_real
 from torch_fastinit.recording.originals import dirac_, sparse_, trunc_normal_
 from torch_fastinit.recording.tape import Entry, Value
 
 aten = torch.ops.aten
+_TwoNumbers = TypeVar("_TwoNumbers", Normal, Uniform)
 
 
-def _two_numbers(entry: Entry, cls: type[Normal | Uniform], *names: str) -> Initializer:
+def _two_numbers(entry: Entry, cls: type[_TwoNumbers], *names: str) -> _TwoNumbers:
     """What `normal_` or `uniform_` fills with: two numbers, by position or by name, by default 0 and 1."""
     args = entry.args
     if len(args) == 3:
         return cls(float(args[1]), float(args[2]))
     given = {**dict(zip(names, args[1:], strict=False)), **entry.kwargs}
     return cls(float(given.get(names[0], 0.0)), float(given.get(names[1], 1.0)))
+
+
+def _uniform(entry: Entry) -> Initializer:
+    uniform = _two_numbers(entry, Uniform, "from", "to")
+    found = inversion(entry, uniform)
+    return uniform if found is None else found[0]
 
 
 def _fill_tensor(entry: Entry) -> Initializer | None:
@@ -50,7 +58,7 @@ _RECOGNIZERS: dict[Any, Callable[[Entry], Initializer | None]] = {
     aten.fill_.Scalar: lambda e: Constant(e.args[1]),
     aten.fill_.Tensor: _fill_tensor,
     aten.normal_.default: lambda e: _two_numbers(e, Normal, "mean", "std"),
-    aten.uniform_.default: lambda e: _two_numbers(e, Uniform, "from", "to"),
+    aten.uniform_.default: _uniform,
     aten.eye.m_out: _eye,
     trunc_normal_: lambda e: TruncatedNormal(*(float(e.kwargs[name]) for name in ("mean", "std", "a", "b"))),
     sparse_: lambda e: Sparse(float(e.kwargs["sparsity"]), float(e.kwargs["std"])),
@@ -78,3 +86,11 @@ def recognize(entry: Entry) -> Initializer | None:
     if not shadow.is_contiguous() and any(s == 0 < n - 1 for n, s in zip(shadow.shape, shadow.stride(), strict=True)):
         return None
     return initializer
+
+
+def absorbed(entry: Entry) -> Sequence[Entry]:
+    """The entries after `entry` that are part of the fill that it is recognized as."""
+    if entry.func is not aten.uniform_.default or not isinstance(recognize(entry), TruncatedNormal):
+        return ()
+    found = inversion(entry, _two_numbers(entry, Uniform, "from", "to"))
+    return () if found is None else found[1]

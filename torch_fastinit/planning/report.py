@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -20,7 +20,8 @@ class Row:
     """What happens to one tensor.
 
     `how` is `"one pass"`, `"replayed"`, `"kept"` (already real), `"shared"` (memory that the constructor got
-    from elsewhere), `"zeros"` (a buffer that nothing writes) or `"unwritten"`.
+    from elsewhere), `"zeros"` (a buffer that nothing writes), `"unwritten"` or `"refused"` (on the plain meta device:
+    `materialize` raises unless it is called with `reset=True`). `by` names the methods that `reset=True` runs for it.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Row:
     why: str = ""
     tied: tuple[str, ...] = ()
     random: bool = False
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Plan:
         lines = [("name", "shape", "dtype", "what", "bytes", "how")]
         for row in self.rows:
             name = row.name + (f" (= {', '.join(row.tied)})" if row.tied else "")
-            how = f"{row.how}: {row.why}" if row.why else row.how
+            how = row.how + (f": {row.why}" if row.why else "") + (f", by {row.by}" if row.by else "")
             shape = "x".join(map(str, row.shape)) or "scalar"
             lines.append((name, shape, short_name(row.dtype), row.what, f"{row.nbytes:,}", how))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -68,8 +70,12 @@ class Plan:
         return "\n".join(table)
 
 
-def rows(targets: Sequence[Target], assignments: Sequence[Assignment]) -> Iterator[Row]:
-    """One row for each assignment."""
+def rows(
+    targets: Sequence[Target],
+    assignments: Sequence[Assignment],
+    writers: Callable[[torch.Tensor], str] = lambda tensor: "",
+) -> Iterator[Row]:
+    """One row for each assignment. `writers` names the methods that a tensor's values come from."""
     for target, one in zip(targets, assignments, strict=True):
         kept = isinstance(one.source, Kept)
         random = not isinstance(one.source, (Kept, Shared)) and any(
@@ -87,6 +93,7 @@ def rows(targets: Sequence[Target], assignments: Sequence[Assignment]) -> Iterat
             why=one.source.why,
             tied=() if kept else tuple(target.others),
             random=random,
+            by=writers(target.tensor),
         )
 
 

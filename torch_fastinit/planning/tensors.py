@@ -15,8 +15,10 @@ from itertools import filterfalse
 from typing import Any
 
 import torch
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from torch_fastinit.ops import Region
+from torch_fastinit.recording.memory import kept_on_meta
 from torch_fastinit.recording.tape import Value
 from torch_fastinit.recording.tensor import Deferred
 
@@ -222,6 +224,16 @@ def targets_of(module: torch.nn.Module) -> list[Target]:
     return list(found.values())
 
 
+def is_plain_meta(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is on the meta device without a `deferred()` context having seen it.
+
+    A wrapper is not: the tensors that it holds may be.
+    """
+    if isinstance(tensor, (Deferred, UninitializedTensorMixin)) or hasattr(tensor, "__tensor_flatten__"):
+        return False
+    return tensor.is_meta and not kept_on_meta(tensor)
+
+
 def unwrap(name: str, tensor: Any) -> list[tuple[str, torch.Tensor, Region | None]]:
     """The tensors that hold the contents of `tensor`: their names, and which box of the logical tensor each is.
 
@@ -232,5 +244,6 @@ def unwrap(name: str, tensor: Any) -> list[tuple[str, torch.Tensor, Region | Non
     return [
         found
         for attribute in tensor.__tensor_flatten__()[0]
+        if isinstance(getattr(tensor, attribute), torch.Tensor)  # a DTensor also names its mesh
         for found in unwrap(f"{name}.{attribute}", getattr(tensor, attribute))
     ]

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_fastinit._torch import is_alias_of
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.generators import is_default, private_state, same_state, states
+from torch_fastinit.recording.memory import keep_on_meta
 from torch_fastinit.recording.replay import evaluate
 from torch_fastinit.recording.schema import Signature, signature_of
 from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, transform
@@ -186,7 +187,9 @@ def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
     if device is None:
         device = _device_of(values)
     if device.type == "meta":  # what the constructor itself puts on meta stays there
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        transform(result, torch.Tensor, keep_on_meta)
+        return result
     written_objects = [args[i] if i < len(args) else kwargs.get(name) for i, name in signature.writes]
     written = [vargs[i] if i < len(vargs) else vkwargs.get(name) for i, name in signature.writes]
     name = func._schema.name[6:]

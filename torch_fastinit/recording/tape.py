@@ -36,13 +36,14 @@ class Storage:
     `final` finds it, or raises.
     """
 
-    __slots__ = ("_shared", "base", "cache", "captured", "device", "final", "tape", "writes")
+    __slots__ = ("_shared", "base", "cache", "captured", "device", "final", "reads", "tape", "writes")
 
     def __init__(self, base: torch.Tensor, device: torch.device, tape: Tape):
         self.base = base
         self.device = device
         self.tape = tape
         self.writes: list[Entry] = []
+        self.reads: list[int] = []  # when entries read it
         self._shared: torch.UntypedStorage | None = None
         self.final: Callable[[], torch.UntypedStorage] | None = None
         self.captured: torch.UntypedStorage | None = None
@@ -130,6 +131,8 @@ class Entry:
         #: The generators' states before the operation, once somebody has read a value that depends on it.
         self.state: State | None = None
         self.seeded = False
+        for value in reads:
+            value.storage.reads.append(self.time)
         for value in writes:
             value.storage.writes.append(self)
         for out in outs:

@@ -42,7 +42,6 @@ class Deferred(torch.Tensor):
 
     _value: Value
     _is_param: bool
-    _was_meta: bool
     _spreads = False  # whether results of operations keep the subclass
 
     __torch_function__ = disabled_torch_function  # type: ignore[assignment]
@@ -281,12 +280,6 @@ def wrap(value: Value, cls: type[Deferred] = Deferred) -> Deferred:
     torch._C._set_throw_on_mutable_data_ptr(tensor)  # code in C++ gets no address either
     tensor._value = value
     return tensor
-
-
-def uninitialized(like: torch.Tensor, device: torch.device, tape: Tape) -> Deferred:
-    """A deferred tensor with the metadata of `like` that nothing has written yet."""
-    shadow = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=_META)
-    return wrap(Value(shadow, Storage(shadow, device, tape)))
 
 
 def become(tensor: Deferred, value: Value) -> None:
