@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from comparison import same_bits, tensors_of
+from support.comparison import same_bits, tensors_of
 from torch import nn
 
 import torch_fastinit as fastinit

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from comparison import tensors_of
+from support.comparison import tensors_of
 from torch import nn
 
 import torch_fastinit as fastinit

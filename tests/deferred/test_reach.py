@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import same_bits
+from support.comparison import same_bits
 from torch import nn
 
 import torch_fastinit as fastinit

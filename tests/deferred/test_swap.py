@@ -6,6 +6,8 @@ import copy
 import gc
 import os
 import signal
+import subprocess
+import sys
 import warnings
 import weakref
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from comparison import same_bits, tensors_of
+from support.comparison import same_bits, tensors_of
 from torch import nn
 
 import torch_fastinit as fastinit
@@ -298,17 +300,24 @@ def _rank(rank: int, store: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_ddp_on_two_ranks(tmp_path: Path):
+def two_ranks(store: str) -> None:
+    """Fork both from this process, which has imported torch and done nothing else."""
     children = []
     for rank in range(2):
         child = os.fork()
         if child == 0:
             status = 1
             try:
-                _rank(rank, f"{tmp_path}/store")
+                _rank(rank, store)
                 status = 0
             finally:
                 os._exit(status)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+
+def test_ddp_on_two_ranks(tmp_path: Path):
+    code = f"from deferred.test_swap import two_ranks; two_ranks({str(tmp_path / 'store')!r})"
+    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1]))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

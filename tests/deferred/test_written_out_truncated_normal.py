@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from comparison import same_bits
+from support.comparison import same_bits
 from torch import nn
 
 import torch_fastinit as fastinit
