@@ -55,11 +55,14 @@ class Replay:
 
     def __init__(self, randomness: Randomness | None = None) -> None:
         self.memory: dict[Storage, torch.UntypedStorage] = {}
+        self.left_out: dict[Storage, Entry] = {}
         self.randomness = randomness or from_state
 
     def tensor(self, value: Value) -> torch.Tensor:
         storage = value.storage
         real = storage.captured
+        if storage in self.left_out:
+            raise RuntimeError(f"{self.left_out[storage].func} has left out a result, or given it another shape")
         if real is None:
             real = self.memory.get(storage)
             if real is None:
@@ -107,6 +110,9 @@ class Replay:
         results = result if isinstance(result, (list, tuple)) else (result,)
         for out, real in zip(entry.outs, results, strict=True):
             if out is None or out.storage in self.memory:
+                continue
+            if real is None or real.shape != out.shadow.shape:  # a kernel may leave out what only a gradient needs
+                self.left_out[out.storage] = entry
                 continue
             shadow, storage = out.shadow, real.untyped_storage()
             same = real.stride() == shadow.stride() and real.storage_offset() == shadow.storage_offset()

@@ -22,6 +22,9 @@ from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, clock, ne
 
 aten = torch.ops.aten
 _META = torch.device("meta")
+#: The attributes that deferred tensors have besides those of the tensor that they stand for.
+_OURS = frozenset({"_value", "_is_param", "_was_meta"})
+_NO_DISPATCH = torch.Tensor.__torch_dispatch__
 
 
 def tape_of(args: Any) -> Tape:
@@ -42,6 +45,15 @@ class Deferred(torch.Tensor):
     _spreads = False  # whether results of operations keep the subclass
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __new__(cls, data: Any = None, requires_grad: bool = True, **attributes: Any) -> torch.Tensor:  # type: ignore[misc]
+        """What the eager class makes: `type(old)(data, requires_grad=...)` is how libraries replace a parameter.
+
+        `attributes` may be those of `old`, which this class adds to.
+        """
+        made = getattr(cls, "_eager_class", torch.nn.Parameter)
+        attributes = {name: item for name, item in attributes.items() if name not in _OURS}
+        return made(data, requires_grad=requires_grad, **attributes)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -73,17 +85,22 @@ class Deferred(torch.Tensor):
 
     @data.setter
     def data(self, other: torch.Tensor) -> None:
+        storage = self._value.storage
         with outside():
-            become(self, value_of_tensor(other, self._value.storage.tape))
+            if active.tape is None and other.is_meta and not isinstance(other, Deferred):
+                if not isinstance(self, UninitializedTensorMixin):
+                    raise RuntimeError(
+                        f"a deferred tensor of shape {tuple(self.shape)} cannot take its contents from one on the meta "
+                        "device, which has none: make that one inside fastinit.deferred()"
+                    )
+                other = uninitialized(other, storage.device, storage.tape)  # the first forward of a lazy module
+            become(self, value_of_tensor(other, storage.tape))
 
     def numpy(self, *, force: bool = False) -> Any:
         if self.requires_grad and not force:
             raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
-        storage = self._value.storage
+        real = expose(self._value)
         with outside():
-            real = read(self._value)
-            if storage.shared is None:  # from here on, numpy code may write to this memory
-                storage.shared = real.untyped_storage()
             return real.numpy(force=force)
 
     def __array__(self, dtype: Any = None) -> Any:
@@ -132,6 +149,12 @@ class Deferred(torch.Tensor):
                 setattr(new, name, copy.deepcopy(attribute, memo))
         return new
 
+    def __copy__(self) -> torch.Tensor:
+        """Another tensor in the same memory."""
+        new = wrap(self._value, type(self)).requires_grad_(self.requires_grad)
+        new.__dict__.update({**self.__dict__, "_value": self._value})
+        return new
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise RuntimeError(
             f"a deferred tensor of shape {tuple(self.shape)} has no contents to save: "
@@ -141,8 +164,8 @@ class Deferred(torch.Tensor):
 
 def has_foreign_dispatch(types: Any) -> bool:
     """Whether any type has its own `__torch_dispatch__`."""
-    for cls in types:  # noqa: SIM110 (asked for each operation: no generator)
-        if cls is not Deferred and not issubclass(cls, Deferred):
+    for cls in types:  # asked for each operation: no generator
+        if cls is not Deferred and not issubclass(cls, Deferred) and cls.__torch_dispatch__ is not _NO_DISPATCH:
             return True
     return False
 
@@ -170,6 +193,7 @@ def deferred_class(cls: type[torch.Tensor]) -> Any:
         )
     namespace = {
         "_eager_class": cls,
+        "__new__": Deferred.__new__,
         "_spreads": cls.__torch_function__ is not torch._C._disabled_torch_function_impl
         and not issubclass(cls, UninitializedTensorMixin),
         "__class__": property(get, change),
@@ -233,7 +257,7 @@ def uninitialized(like: torch.Tensor, device: torch.device, tape: Tape) -> Defer
 
 def become(tensor: Deferred, value: Value) -> None:
     """Let `tensor` show another value, as assigning to `.data` does."""
-    torch.Tensor.data.__set__(tensor, wrap(value))  # type: ignore[attr-defined]
+    torch._C.TensorBase.data.__set__(tensor, wrap(value))  # type: ignore[attr-defined]
     tensor._value = value
 
 
@@ -247,6 +271,16 @@ def read(value: Value) -> torch.Tensor:
                 "read it inside fastinit.deferred(), or call fastinit.materialize(module) first"
             )
     return evaluate(value)
+
+
+def expose(value: Value) -> torch.Tensor:
+    """The contents of `value` as a real tensor. From here on its memory is shared: others may write to it."""
+    storage = value.storage
+    with outside():
+        real = read(value)
+        if storage.shared is None:
+            storage.shared = real.untyped_storage()
+        return real
 
 
 def _deepcopy_value(value: Value, memo: dict[int, Any]) -> Value:

@@ -1,4 +1,4 @@
-"""How parameters and subclasses are made from deferred tensors."""
+"""How parameters, subclasses and the contents of real tensors are made from deferred tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torch_fastinit.recording.originals import clone
-from torch_fastinit.recording.tensor import Deferred, as_subclass, deferred_class, set_class
+from torch_fastinit.recording.tensor import Deferred, as_subclass, deferred_class, expose, set_class
 
 _new_parameter = clone(torch.nn.Parameter.__new__)
 _new_uninitialized_parameter = clone(UninitializedParameter.__new__)
@@ -61,7 +61,21 @@ def _tensor_as_subclass(self: torch.Tensor, cls: Any) -> torch.Tensor:
     return view
 
 
-_MAKERS = {"_make_subclass": staticmethod(_tensor_make_subclass), "as_subclass": _tensor_as_subclass}
+_data: Any = torch._C.TensorBase.data
+
+
+def _set_data(self: torch.Tensor, new: torch.Tensor) -> None:
+    """A real tensor stays one: it gets the contents that are deferred, and shares their memory, as in eager code."""
+    if isinstance(new, Deferred):
+        new = expose(new._value)
+    _data.__set__(self, new)
+
+
+_MAKERS = {
+    "_make_subclass": staticmethod(_tensor_make_subclass),
+    "as_subclass": _tensor_as_subclass,
+    "data": property(_data.__get__, _set_data),
+}
 _POLYFILLS = "torch._dynamo.polyfills.tensor"
 _dynamo_knew = False
 _dynamo_has_ours = False
