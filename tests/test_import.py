@@ -12,7 +12,8 @@ import pytest
 
 #: All of its own modules that ``import torch_fastinit`` loads: what a fill needs.
 EAGER = {"torch_fastinit"} | {
-    f"torch_fastinit.{name}" for name in ("_C", "backend", "init", "initializers", "ops", "orthogonal", "stream")
+    f"torch_fastinit.{name}"
+    for name in ("_C", "backend", "forks", "init", "initializers", "ops", "orthogonal", "stream")
 }
 
 

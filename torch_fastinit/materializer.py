@@ -32,6 +32,7 @@ def materialize(
     names: Callable[[str], str] | None = None,
     replay: Literal["torch"] | None = None,
     verify: bool = False,
+    unwritten: Literal["zeros"] | None = None,
 ) -> torch.nn.Module:
     """Give every deferred tensor of `module` its memory and its value, in place.
 
@@ -54,6 +55,8 @@ def materialize(
             same state. It takes the time of eager construction.
         verify: first run the whole plan on memory that holds one thing and then on memory that holds another, and raise
             if an element differs: nothing wrote it. It takes twice the time and memory.
+        unwritten: `"zeros"` for parameters that nothing writes, which are an error otherwise. In a module that still
+            holds lazy parameters they become zeros by themselves: the first forward initialises it.
 
     Returns:
         `module`.
@@ -63,7 +66,8 @@ def materialize(
             dtype, or `names` something that is no string.
         RuntimeError: nothing writes a parameter; the device is not there; memory ran out; a recorded operation failed.
             The message names the tensors, and the module is as it was.
-        ValueError: `replay` is neither None nor `"torch"`, or `seed` is given with it.
+        ValueError: `replay` is neither None nor `"torch"`, or `seed` is given with it; `unwritten` is neither None nor
+            `"zeros"`.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -79,6 +83,7 @@ def materialize(
         raise TypeError(f"dtype must be a torch.dtype such as torch.bfloat16, or a function, not {dtype!r}")
     if replay not in (None, "torch"):
         raise ValueError(f'replay must be None or "torch", not {replay!r}')
+    _check_unwritten(unwritten)
     if replay is not None and seed is not None:
         raise ValueError(
             'replay="torch" takes its random numbers from torch\'s generator: use torch.manual_seed(), not seed='
@@ -91,7 +96,7 @@ def materialize(
     undo = stand_in(module, targets, where)
     try:
         with _no_collections():
-            _materialize(targets_of(module) if undo else targets, where, dtype, seed, names, replay, verify)
+            _materialize(targets_of(module) if undo else targets, where, dtype, seed, names, replay, verify, unwritten)
     except BaseException:
         if undo:
             undo()
@@ -104,18 +109,20 @@ def plan(
     *,
     device: torch.device | str | int | None = None,
     dtype: DtypeRule = None,
+    unwritten: Literal["zeros"] | None = None,
 ) -> Plan:
     """What `torch_fastinit.materialize` would do with `module`, tensor by tensor.
 
     Args:
         module: any module.
-        device, dtype: as for `torch_fastinit.materialize`.
+        device, dtype, unwritten: as for `torch_fastinit.materialize`.
 
     Returns:
         A `Plan`: one row a tensor, in root order (parameters, buffers, other attributes). It prints as a table.
 
     Raises:
         TypeError: `module` is not a module, or `dtype` is not a dtype or a function that returns one.
+        ValueError: `unwritten` is neither None nor `"zeros"`.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -129,6 +136,7 @@ def plan(
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"plan() takes a torch.nn.Module, not {type(module).__name__}")
+    _check_unwritten(unwritten)
     where = None if device is None else torch.device(device)
     targets = targets_of(module)
     undo = stand_in(module, targets, where)
@@ -136,7 +144,7 @@ def plan(
         with outside():
             targets = targets_of(module) if undo else targets
             draws = assign_draws([target for target in targets if isinstance(target.tensor, Deferred)])
-            return Plan(tuple(rows(targets, Planner(draws).plan(targets, where, dtype))))
+            return Plan(tuple(rows(targets, Planner(draws, zeros=unwritten == "zeros").plan(targets, where, dtype))))
     finally:
         if undo:
             undo()
@@ -150,6 +158,7 @@ def _materialize(
     names: Callable[[str], str] | None,
     replay: str | None,
     verify: bool,
+    unwritten: str | None,
 ) -> None:
     targets = [target for target in targets if isinstance(target.tensor, Deferred)]
     if not targets:
@@ -157,7 +166,7 @@ def _materialize(
     deferred: list[Any] = [target.tensor for target in targets]
     with outside():
         draws = assign_draws(targets, names)
-        plan = Planner(draws).plan(targets, where, dtype)
+        plan = Planner(draws, zeros=unwritten == "zeros").plan(targets, where, dtype)
         _refuse_unwritten(targets, plan)
         executor: Executor
         if replay == "torch":
@@ -167,6 +176,11 @@ def _materialize(
         if verify:
             _verify(executor)
         put_in_place([one.name for one in plan], deferred, executor.run())
+
+
+def _check_unwritten(unwritten: str | None) -> None:
+    if unwritten not in (None, "zeros"):
+        raise ValueError(f'unwritten must be None or "zeros", not {unwritten!r}')
 
 
 def _refuse_unwritten(targets: Sequence[Target], plan: Sequence[Assignment]) -> None:
@@ -184,7 +198,7 @@ def _refuse_unwritten(targets: Sequence[Target], plan: Sequence[Assignment]) -> 
     if unwritten:
         raise RuntimeError(
             f"{_list(unwritten)}: nothing ever writes to these parameters, so they have no initial value; initialise "
-            "them in the constructor, or inside fastinit.deferred() afterwards"
+            'them in the constructor, or inside fastinit.deferred() afterwards, or pass unwritten="zeros"'
         )
 
 

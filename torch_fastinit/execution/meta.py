@@ -12,7 +12,7 @@ from torch_fastinit.execution.swap import swap
 from torch_fastinit.planning.tensors import Target
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.context import deferred
-from torch_fastinit.recording.outsiders import stays_on_meta
+from torch_fastinit.recording.memory import kept_on_meta
 from torch_fastinit.recording.tensor import Deferred, uninitialized
 
 
@@ -23,7 +23,7 @@ def was_meta(tensor: torch.Tensor) -> bool:
 
 def _is_plain_meta(tensor: torch.Tensor) -> bool:
     """Whether `tensor` is on meta, and not because a constructor inside a context wanted it there."""
-    return not isinstance(tensor, (Deferred, UninitializedTensorMixin)) and tensor.is_meta and not stays_on_meta(tensor)
+    return not isinstance(tensor, (Deferred, UninitializedTensorMixin)) and tensor.is_meta and not kept_on_meta(tensor)
 
 
 def stand_in(

@@ -19,7 +19,7 @@ class Row:
     """What happens to one tensor.
 
     `how` is `"one pass"`, `"replayed"`, `"kept"` (already real), `"shared"` (memory that the constructor got
-    from elsewhere), `"zeros"` (a buffer that nothing writes) or `"unwritten"`.
+    from elsewhere), `"copied"` (loaded from a real tensor), `"zeros"` (nothing writes it) or `"unwritten"`.
     """
 
     name: str

@@ -56,6 +56,16 @@ def as_real(shadow: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor
     return real
 
 
+def keep_on_meta(tensor: torch.Tensor) -> None:
+    """Note that a constructor inside a context put `tensor` on the meta device: it stays there, as in eager code."""
+    tensor.untyped_storage()._kept_on_meta = True  # type: ignore[attr-defined]
+
+
+def kept_on_meta(tensor: torch.Tensor) -> bool:
+    """Whether `keep_on_meta` was told of `tensor`, or of one with the same memory."""
+    return hasattr(tensor.untyped_storage(), "_kept_on_meta")
+
+
 def allocate(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Fresh memory for one tensor: all memory that `materialize` gives out comes from here."""
     new = torch.empty_strided(shape, stride, dtype=dtype, device=device)

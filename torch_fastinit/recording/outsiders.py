@@ -7,10 +7,9 @@ from typing import Any
 import torch
 
 from torch_fastinit.recording.active import active, outside
+from torch_fastinit.recording.memory import keep_on_meta
 from torch_fastinit.recording.tape import transform
 from torch_fastinit.recording.tensor import Deferred, adopt, become, expose, tape_of
-
-_MARK = "_made_in_a_context"
 
 
 def set_storage(func: Any, args: Any, kwargs: Any) -> Any:
@@ -68,11 +67,6 @@ def run_on_meta(func: Any, args: Any, kwargs: Any, written: Any) -> Any:
 
 
 def mark(tensor: torch.Tensor) -> None:
-    """Note that a context made this tensor on meta. Its storage carries the mark, and so all that share it."""
+    """Note it if a context made this tensor on meta."""
     if tensor.is_meta and active.tape is not None:
-        setattr(tensor.untyped_storage(), _MARK, True)
-
-
-def stays_on_meta(tensor: torch.Tensor) -> bool:
-    """Whether a constructor inside a context put `tensor` on meta: it is meant to have no contents."""
-    return tensor.is_meta and not isinstance(tensor, Deferred) and hasattr(tensor.untyped_storage(), _MARK)
+        keep_on_meta(tensor)

@@ -268,7 +268,7 @@ def record(
         if id(value) in skip:
             return value
         if value.storage.shared is not None:
-            value = capture(value)
+            value = capture(value, written[0].shadow if func is aten.copy_.default else None)
         if value.storage.captured is None:
             reads.append(value)
         return value

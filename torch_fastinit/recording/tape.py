@@ -35,13 +35,14 @@ class Storage:
     entries alone refer to.
     """
 
-    __slots__ = ("base", "cache", "captured", "device", "shared", "tape", "writes")
+    __slots__ = ("base", "cache", "captured", "device", "reads", "shared", "tape", "writes")
 
     def __init__(self, base: torch.Tensor, device: torch.device, tape: Tape):
         self.base = base
         self.device = device
         self.tape = tape
         self.writes: list[Entry] = []
+        self.reads: list[int] = []  # when entries read it
         self.shared: torch.UntypedStorage | None = None
         self.captured: torch.UntypedStorage | None = None
         self.cache: tuple[int, torch.UntypedStorage] | None = None
@@ -132,6 +133,8 @@ class Entry:
         #: The generators' states before the operation, once somebody has read a value that depends on it.
         self.state: State | None = None
         self.seeded = False
+        for value in reads:
+            value.storage.reads.append(self.time)
         for value in writes:
             value.storage.writes.append(self)
         for out in outs:

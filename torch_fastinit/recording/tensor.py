@@ -16,7 +16,7 @@ import torch
 from torch.nn.parameter import UninitializedParameter, UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from torch_fastinit.recording.active import active, outside
-from torch_fastinit.recording.memory import as_real
+from torch_fastinit.recording.memory import allocate, as_real, span
 from torch_fastinit.recording.replay import closure, evaluate
 from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, clock, need, transform
 
@@ -46,14 +46,13 @@ class Deferred(torch.Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    def __new__(cls, data: Any = None, requires_grad: bool = True, **attributes: Any) -> torch.Tensor:  # type: ignore[misc]
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """What the eager class makes: `type(old)(data, requires_grad=...)` is how libraries replace a parameter.
 
-        `attributes` may be those of `old`, which this class adds to.
+        `kwargs` may hold the attributes of `old`, which this class adds to.
         """
         made = getattr(cls, "_eager_class", torch.nn.Parameter)
-        attributes = {name: item for name, item in attributes.items() if name not in _OURS}
-        return made(data, requires_grad=requires_grad, **attributes)
+        return made(*args, **{name: item for name, item in kwargs.items() if name not in _OURS})
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -69,7 +68,7 @@ class Deferred(torch.Tensor):
 
     @property
     def is_meta(self) -> bool:  # type: ignore[override]
-        return active.tape is None
+        return active.tape is None and active.shows_meta
 
     @property
     def is_cpu(self) -> bool:  # type: ignore[override]
@@ -160,6 +159,23 @@ class Deferred(torch.Tensor):
             f"a deferred tensor of shape {tuple(self.shape)} has no contents to save: "
             "call fastinit.materialize(module) first"
         )
+
+
+def _conversion(name: str) -> Callable[..., Any]:
+    """A method that C++ code calls on elements of a list, as `torch.tensor([t])` does, past the dispatcher."""
+    original = getattr(torch.Tensor, name)
+
+    def convert(self: Deferred, *args: Any) -> Any:
+        if not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Python):
+            return original(self, *args)
+        with outside():
+            return original(read(self._value), *args)
+
+    return functools.update_wrapper(convert, original)
+
+
+for _name in ("__bool__", "__complex__", "__float__", "__index__", "__int__"):
+    setattr(Deferred, _name, _conversion(_name))
 
 
 def has_foreign_dispatch(types: Any) -> bool:
@@ -321,11 +337,15 @@ def adopt(real: torch.Tensor, tape: Tape) -> Value:
     return value
 
 
-def capture(value: Value) -> Value:
-    """A copy of shared memory as it is now, for entries to read later."""
+def capture(value: Value, target: torch.Tensor | None = None) -> Value:
+    """A copy of shared memory as it is now, for entries to read later; as `target` will hold it, if that is given."""
     shared = value.storage.shared
     assert shared is not None
-    real = as_real(value.shadow, shared).clone()
+    real = as_real(value.shadow, shared)
+    if target is not None and target.shape == real.shape and span(target)[2] and not target.is_conj():
+        real = allocate(target.shape, target.stride(), target.dtype, real.device).copy_(real)
+    else:
+        real = real.clone()
     shadow = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device=_META)
     storage = Storage(shadow, value.storage.device, value.storage.tape)
     storage.captured = real.untyped_storage()

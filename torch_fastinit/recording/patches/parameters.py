@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from torch_fastinit.recording.active import active, hidden_meta
 from torch_fastinit.recording.originals import clone
 from torch_fastinit.recording.tensor import Deferred, as_subclass, deferred_class, expose, set_class
 
@@ -99,8 +101,23 @@ def switch_makers(redirect: bool) -> None:
                 delattr(torch.Tensor, name)
 
 
+_load = clone(torch.nn.Module._load_from_state_dict)
+
+
+def _load_from_state_dict(self: torch.nn.Module, *args: Any) -> None:
+    """Loading into deferred tensors is recorded: a warning that nothing comes of it, as on meta, would be wrong."""
+    if active.tape is None and any(
+        isinstance(t, Deferred) for t in chain(self._parameters.values(), self._buffers.values())
+    ):
+        with hidden_meta():
+            _load(self, *args)
+    else:
+        _load(self, *args)
+
+
 PATCHES: dict[str, tuple[Any, Callable[..., Any]]] = {
     "Parameter": (torch.nn.Parameter.__new__, _parameter),
     "UninitializedParameter": (UninitializedParameter.__new__, _uninitialized_parameter),
+    "_load_from_state_dict": (torch.nn.Module._load_from_state_dict, _load_from_state_dict),
     "UninitializedBuffer": (UninitializedBuffer.__new__, _uninitialized_buffer),
 }
