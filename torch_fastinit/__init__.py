@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch_fastinit import init
 from torch_fastinit.backend import backends
 from torch_fastinit.eager import random_bits_
+from torch_fastinit.forks import lock_before_forks
 from torch_fastinit.stream import stream_id
 
 if TYPE_CHECKING:
@@ -42,8 +43,13 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    with _importing:
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
     return value
+
+
+#: A fork in the middle of such an import would leave the child a module that nobody finishes.
+_importing = lock_before_forks()
 
 
 def __dir__() -> list[str]:

@@ -34,6 +34,7 @@ def materialize(
     replay: Literal["torch"] | None = None,
     verify: bool = False,
     reset: bool = False,
+    unwritten: Literal["zeros"] | None = None,
 ) -> torch.nn.Module:
     """Give every deferred tensor of `module` its memory and its value, in place.
 
@@ -58,6 +59,8 @@ def materialize(
         reset: for modules built on `torch.device("meta")`, where what the constructor did to its tensors is lost: run
             the modules' own `reset_parameters`, `init_weights` and the like instead, children first. Their values may
             not be those of the constructor: `plan(module, reset=True)` says which method fills what.
+        unwritten: `"zeros"` for parameters that nothing writes, which are an error otherwise. In a module that still
+            holds lazy parameters they become zeros by themselves: the first forward initialises it.
 
     Returns:
         `module`.
@@ -69,7 +72,8 @@ def materialize(
             differently, or one needs arguments; nothing writes a parameter; torch holds a tensor as it is; the device
             is not there; memory ran out; a recorded operation failed. The message names the tensors, and the module is
             as it was.
-        ValueError: `replay` is neither None nor `"torch"`, or `seed` is given with it.
+        ValueError: `replay` is neither None nor `"torch"`, or `seed` is given with it; `unwritten` is neither None nor
+            `"zeros"`.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -85,6 +89,7 @@ def materialize(
         raise TypeError(f"dtype must be a torch.dtype such as torch.bfloat16, or a function, not {dtype!r}")
     if replay not in (None, "torch"):
         raise ValueError(f'replay must be None or "torch", not {replay!r}')
+    _check_unwritten(unwritten)
     if replay is not None and seed is not None:
         raise ValueError(
             'replay="torch" takes its random numbers from torch\'s generator: use torch.manual_seed(), not seed='
@@ -99,7 +104,7 @@ def materialize(
         _refuse_plain_meta(targets)
     try:
         with _no_collections():
-            _materialize(targets_of(module) if done else targets, where, dtype, seed, names, replay, verify)
+            _materialize(targets_of(module) if done else targets, where, dtype, seed, names, replay, verify, unwritten)
     except BaseException:
         if done:
             done.undo()
@@ -115,18 +120,20 @@ def plan(
     device: torch.device | str | int | None = None,
     dtype: DtypeRule = None,
     reset: bool = False,
+    unwritten: Literal["zeros"] | None = None,
 ) -> Plan:
     """What `torch_fastinit.materialize` would do with `module`, tensor by tensor.
 
     Args:
         module: any module.
-        device, dtype, reset: as for `torch_fastinit.materialize`.
+        device, dtype, reset, unwritten: as for `torch_fastinit.materialize`.
 
     Returns:
         A `Plan`: one row a tensor, in root order (parameters, buffers, other attributes). It prints as a table.
 
     Raises:
         TypeError: `module` is not a module, or `dtype` is not a dtype or a function that returns one.
+        ValueError: `unwritten` is neither None nor `"zeros"`.
         RuntimeError: with `reset=True`, what `torch_fastinit.materialize` raises of it.
 
     Example:
@@ -141,6 +148,7 @@ def plan(
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"plan() takes a torch.nn.Module, not {type(module).__name__}")
+    _check_unwritten(unwritten)
     where = None if device is None else torch.device(device)
     targets = targets_of(module)
     done = reset_on_stand_ins(module, targets, where) if reset else None
@@ -148,7 +156,7 @@ def plan(
         with outside():
             targets = targets_of(module) if done else targets
             draws = assign_draws([target for target in targets if isinstance(target.tensor, Deferred)])
-            plan = Planner(draws).plan(targets, where, dtype)
+            plan = Planner(draws, zeros=unwritten == "zeros").plan(targets, where, dtype)
             return Plan(tuple(rows(targets, plan, done.writers) if done else rows(targets, plan)))
     finally:
         if done:
@@ -163,6 +171,7 @@ def _materialize(
     names: Callable[[str], str] | None,
     replay: str | None,
     verify: bool,
+    unwritten: str | None,
 ) -> None:
     targets = [target for target in targets if isinstance(target.tensor, Deferred)]
     if not targets:
@@ -170,7 +179,7 @@ def _materialize(
     deferred: list[Any] = [target.tensor for target in targets]
     with outside():
         draws = assign_draws(targets, names)
-        plan = Planner(draws).plan(targets, where, dtype)
+        plan = Planner(draws, zeros=unwritten == "zeros").plan(targets, where, dtype)
         _refuse_unwritten(plan)
         refuse_held([one.name for one in plan], deferred)
         executor: Executor
@@ -185,6 +194,11 @@ def _materialize(
         executor.share_final()
         if replay is None:
             take(draws, executor.seed)
+
+
+def _check_unwritten(unwritten: str | None) -> None:
+    if unwritten not in (None, "zeros"):
+        raise ValueError(f'unwritten must be None or "zeros", not {unwritten!r}')
 
 
 def _warn_of_equal_blocks(executor: Executor) -> None:
@@ -218,7 +232,7 @@ def _refuse_unwritten(plan: Sequence[Assignment]) -> None:
     if unwritten:
         raise RuntimeError(
             f"{listed(unwritten)}: nothing ever writes to these parameters, so they have no initial value; initialise "
-            "them in the constructor, or inside fastinit.deferred() afterwards"
+            'them in the constructor, or inside fastinit.deferred() afterwards, or pass unwritten="zeros"'
         )
 
 

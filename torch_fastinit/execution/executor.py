@@ -12,12 +12,12 @@ from torch_fastinit.initializers import Initializer, Normal
 from torch_fastinit.ops import Fill, fill
 from torch_fastinit.orthogonal import orthogonal
 from torch_fastinit.planning.fold import Draw, PlannedFill
-from torch_fastinit.planning.planner import Assignment, Filled, Replayed, Shared, Zeros
+from torch_fastinit.planning.planner import Assignment, Copied, Filled, Replayed, Shared, Zeros
 from torch_fastinit.planning.recognize import absorbed, recognize
 from torch_fastinit.recording.generators import generator_of, get_state, restore, states
 from torch_fastinit.recording.memory import FinalMemory, View, allocate, as_real, poisoned
 from torch_fastinit.recording.originals import ORTHOGONAL
-from torch_fastinit.recording.replay import Replay, closure, freeze, from_state
+from torch_fastinit.recording.replay import Replay, closure, copy_of, freeze, from_state
 from torch_fastinit.recording.tape import Entry, Storage, Value, need
 from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.stream import draw_stream, mixed_seed, stream_id
@@ -83,6 +83,12 @@ class Executor:
         assert value.storage.shared is not None
         self.reals[i] = as_real(value.shadow, value.storage.shared).to(device=one.device, dtype=one.dtype)
 
+    def _give(self, i: int, one: Assignment) -> None:
+        value = self.values[i]
+        captured = copy_of(value.storage)
+        assert captured is not None
+        self.reals[i] = as_real(value.shadow, captured).to(device=one.device, dtype=one.dtype)
+
     def _zero(self, i: int, one: Assignment) -> None:
         self.reals[i] = allocate(one.view.shape, one.view.stride, one.dtype, one.device).zero_()
 
@@ -101,6 +107,7 @@ class Executor:
 
     _execute: ClassVar[dict[type, Callable[[Any, int, Assignment], None]]] = {
         Shared: _share,
+        Copied: _give,
         Zeros: _zero,
         Replayed: _replay_later,
         Filled: _fill_later,

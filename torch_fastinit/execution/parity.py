@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torch_fastinit.execution.executor import Executor
-from torch_fastinit.planning.planner import Shared, Zeros
+from torch_fastinit.planning.planner import Copied, Shared, Zeros
 from torch_fastinit.recording.generators import restore, same_state, states
 from torch_fastinit.recording.replay import closure
 from torch_fastinit.recording.tape import Entry, Tape, Value, need
@@ -24,7 +24,7 @@ class ParityExecutor(Executor):
         tapes = {value.storage.tape for value in self.values} | {entry.tape for entry in closure(needs)}
         self._check(tapes)
         for i, one in enumerate(self.plan):
-            if isinstance(one.source, (Shared, Zeros)):
+            if isinstance(one.source, (Shared, Copied, Zeros)):
                 self._execute[type(one.source)](self, i, one)
             else:
                 self._replay_later(i, one)

@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 from torch_fastinit.planning.fold import Draw, PlannedFill, cast_fill, fold, short_name
 from torch_fastinit.planning.tensors import Target, is_plain_meta
 from torch_fastinit.recording.memory import View
+from torch_fastinit.recording.replay import copy_of
 from torch_fastinit.recording.tape import Entry, Storage, Value
 from torch_fastinit.recording.tensor import Deferred
 
@@ -55,6 +56,13 @@ class Shared(Source):
 
 
 @dataclass(slots=True)
+class Copied(Source):
+    """The copy of a real tensor that was taken when it was recorded, as it is."""
+
+    how = "copied"
+
+
+@dataclass(slots=True)
 class Kept(Source):
     """It is real already."""
 
@@ -71,7 +79,7 @@ class Refused(Kept):
 
 @dataclass(slots=True)
 class Zeros(Source):
-    """A buffer that nothing writes."""
+    """A buffer that nothing writes, or a parameter of which that is meant."""
 
     how = "zeros"
     why: str = "nothing writes it"
@@ -117,7 +125,14 @@ def _shared(planner: Planner, target: Target, value: Value, dtype: torch.dtype) 
 def _unwritten(planner: Planner, target: Target, value: Value, dtype: torch.dtype) -> Source | None:
     if value.storage.writes or value.shadow.numel() == 0:
         return None
-    return Unwritten() if target.role == "parameter" else Zeros()
+    if target.lazy:
+        return Zeros("nothing writes it, and its module waits for the first forward")
+    return Zeros() if planner.zeros or target.role != "parameter" else Unwritten()
+
+
+def _copied(planner: Planner, target: Target, value: Value, dtype: torch.dtype) -> Source | None:
+    """A tensor that was loaded: what it was copied from has the layout that it has, and nobody else will read that."""
+    return Copied() if copy_of(value.storage) is not None else None
 
 
 def _recorded(planner: Planner, target: Target, value: Value, dtype: torch.dtype) -> Source | None:
@@ -135,14 +150,20 @@ def _recorded(planner: Planner, target: Target, value: Value, dtype: torch.dtype
 
 
 #: Where the values of a target that has a value, in a dtype, come from: the first that answers decides.
-RESOLVERS: tuple[Callable[[Planner, Target, Value, torch.dtype], Source | None], ...] = (_shared, _unwritten, _recorded)
+RESOLVERS: tuple[Callable[[Planner, Target, Value, torch.dtype], Source | None], ...] = (
+    _shared,
+    _unwritten,
+    _copied,
+    _recorded,
+)
 
 
 class Planner:
     """Asks the resolvers about every tensor. To be used under `outside()`."""
 
-    def __init__(self, draws: Mapping[Entry, Draw], *, fold: bool = True) -> None:
+    def __init__(self, draws: Mapping[Entry, Draw], *, fold: bool = True, zeros: bool = False) -> None:
         self._draws = draws
+        self.zeros = zeros  # whether parameters that nothing writes become zeros
         self._fold = fold
         self._fills: dict[Storage, list[PlannedFill] | str] = {}
         self._numbers: dict[Storage, int] = {}

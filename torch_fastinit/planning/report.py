@@ -19,9 +19,10 @@ from torch_fastinit.planning.tensors import Target
 class Row:
     """What happens to one tensor.
 
-    `how` is `"one pass"`, `"replayed"`, `"kept"` (already real), `"shared"` (memory that the constructor got
-    from elsewhere), `"zeros"` (a buffer that nothing writes), `"unwritten"` or `"refused"` (on the plain meta device:
-    `materialize` raises unless it is called with `reset=True`). `by` names the methods that `reset=True` runs for it.
+    `how` is `"one pass"`, `"replayed"`, `"kept"` (already real), `"shared"` (memory that the constructor got from
+    elsewhere), `"copied"` (loaded from a real tensor), `"zeros"` (nothing writes it), `"unwritten"` or `"refused"` (on
+    the plain meta device: `materialize` raises unless it is called with `reset=True`). `by` names the methods that
+    `reset=True` runs for it.
     """
 
     name: str

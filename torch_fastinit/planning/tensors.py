@@ -31,6 +31,8 @@ class Target:
     tensor: torch.Tensor
     role: str  # "parameter", "buffer" or "attribute"
     others: list[str] = field(default_factory=list)
+    #: Whether it is a parameter of a module that still holds parameters without a shape.
+    lazy: bool = False
     #: The wrapper that holds this one (`unwrap`).
     holder: torch.Tensor | None = None
     #: The part of the logical tensor that this one is; None: all of it.
@@ -221,7 +223,13 @@ def targets_of(module: torch.nn.Module) -> list[Target]:
             if hasattr(tensor, "__tensor_flatten__"):
                 for path, inner, box in unwrap(name, tensor):
                     found.setdefault(id(inner), Target(path, inner, "attribute", holder=tensor, box=box))
-    return list(found.values())
+    targets = list(found.values())
+    waiting = [target.name for target in targets if isinstance(target.tensor, UninitializedTensorMixin)]
+    if waiting:
+        for target in targets:
+            owner = target.name[: target.name.rfind(".") + 1]
+            target.lazy = target.role == "parameter" and any(name.startswith(owner) for name in waiting)
+    return targets
 
 
 def is_plain_meta(tensor: torch.Tensor) -> bool:

@@ -14,10 +14,21 @@ from torch_fastinit.recording.tape import Tape
 
 class _Active(threading.local):
     tape: Tape | None = None
+    shows_meta = True
 
 
 #: The tape of the context that this thread is in.
 active = _Active()
+
+
+@contextlib.contextmanager
+def hidden_meta() -> Iterator[None]:
+    """Let deferred tensors not say that they are on meta, to code that takes this for a reason to warn."""
+    active.shows_meta = False
+    try:
+        yield
+    finally:
+        active.shows_meta = True
 
 
 @contextlib.contextmanager

@@ -6,10 +6,11 @@ Everything here calls the methods that `torch.Generator` has by itself, also whi
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 
 import torch
+
+from torch_fastinit.forks import lock_before_forks
 
 #: Default generators' states by device. Treat as immutable.
 State = dict[torch.device, torch.Tensor]
@@ -64,7 +65,7 @@ def same_state(a: State, b: State) -> bool:
 
 
 #: Default generators belong to the process: held by whoever changes their states for a while.
-lock = threading.RLock()
+lock = lock_before_forks()
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch_fastinit._torch import is_alias_of
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.generators import is_default, private_state, same_state, states
-from torch_fastinit.recording.memory import keep_on_meta
+from torch_fastinit.recording.outsiders import mark, run_on_meta, set_storage, set_tensor
 from torch_fastinit.recording.replay import evaluate
 from torch_fastinit.recording.schema import Signature, signature_of
 from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, transform
@@ -45,17 +45,15 @@ def _same(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _lift(func: Any, args: Any, kwargs: Any) -> Any:
+    if args[0].is_meta and not isinstance(args[0], Deferred):
+        mark(args[0])
+        return args[0]
     return wrap(value_of_tensor(args[0], tape_of(args)))
 
 
 def _item(func: Any, args: Any, kwargs: Any) -> Any:
     with outside():
         return func(read(value_of_tensor(args[0], tape_of(args))))
-
-
-def _set_data(func: Any, args: Any, kwargs: Any) -> Any:
-    become(args[0], value_of_tensor(args[1], tape_of(args)))
-    return args[0]
 
 
 def _overwrite(func: Any, args: Any, kwargs: Any) -> Any:
@@ -84,7 +82,9 @@ _SPECIAL: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.uniform_.default: _overwrite,
     aten.zero_.default: _overwrite,
     aten.fill_.Scalar: _overwrite,
-    aten.set_.source_Tensor: _set_data,
+    aten.set_.source_Tensor: set_tensor,
+    aten.set_.source_Storage: set_storage,
+    aten.set_.source_Storage_storage_offset: set_storage,
 }
 
 #: What a creation writes into the memory that it allocates: an in-place operator and its arguments, or nothing.
@@ -173,11 +173,19 @@ def recording(tape: Tape) -> Iterator[None]:
 def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
     """Record any operation: run it on shadows for metadata and aliasing, and note what it does to memory."""
     signature = signature_of(func)
+    if signature.writes_if is not None and not (args[5:] or (kwargs.get("training"),))[0]:
+        signature = signature.without_writes
     tape = tape_of((args, kwargs))
     values: list[Value] = []
+    meta = False
 
     def value_of(tensor: torch.Tensor) -> Value:
-        value = tensor._value if isinstance(tensor, Deferred) else value_of_tensor(tensor, tape)
+        nonlocal meta
+        if isinstance(tensor, Deferred):
+            value = tensor._value
+        else:
+            meta = meta or tensor.is_meta
+            value = value_of_tensor(tensor, tape)
         values.append(value)
         return value
 
@@ -186,20 +194,20 @@ def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
     device = kwargs.get("device") if kwargs else None
     if device is None:
         device = _device_of(values)
-    if device.type == "meta":  # what the constructor itself puts on meta stays there
-        result = func(*args, **kwargs)
-        transform(result, torch.Tensor, keep_on_meta)
-        return result
     written_objects = [args[i] if i < len(args) else kwargs.get(name) for i, name in signature.writes]
     written = [vargs[i] if i < len(vargs) else vkwargs.get(name) for i, name in signature.writes]
     name = func._schema.name[6:]
     creation = None if values and (signature.writes or name == "normal") else _CREATIONS.get(name)
+    if device.type == "meta" or (meta and creation is None):
+        return run_on_meta(func, args, kwargs, written_objects)
     if creation is not None:
         return _create(func, vargs, vkwargs, device, tape, creation, func.overloadpacket.__name__)
     if signature.reshapes:
         return _reshape_in_place(func, args, vargs, vkwargs)
     flat_written: list[Value] = []
     transform(written, Value, flat_written.append)
+    if flat_written and len(values) > len(flat_written):
+        vargs, vkwargs = _apart(signature, vargs, vkwargs, flat_written)
     reads_values = signature.reads_values
     if func is aten.index.Tensor:  # its shape depends on values only where a mask chooses
         reads_values = any(isinstance(i, Value) and i.shadow.dtype in (torch.bool, torch.uint8) for i in vargs[1])
@@ -218,12 +226,29 @@ def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
             else:
                 on_meta = _on_meta(signature, vkwargs, device, _shadow)
                 shadows = func(*transform(vargs, Value, _shadow), **on_meta)
-        except (NotImplementedError, torch._subclasses.fake_tensor.DynamicOutputShapeException):
+        except Exception:  # no metadata without values; or a mistake, which torch then finds in its own words
+            return _run_now(func, signature, vargs, vkwargs, written_objects, flat_written, tape)
+        sequence = shadows if isinstance(shadows, (list, tuple)) else (shadows,)
+        if signature.returns_written and any(shadow is None for shadow in sequence):  # it is silent about one
             return _run_now(func, signature, vargs, vkwargs, written_objects, flat_written, tape)
         results, outs, aliases = _results(signature, shadows, written_objects, values, device, tape)
     if flat_written or not aliases:
         record(tape, func, vargs, vkwargs, flat_written, outs, signature.overwrites, signature.random)
     return results
+
+
+def _apart(signature: Signature, args: Any, kwargs: Any, written: list[Value]) -> tuple[Any, Any]:
+    """The arguments, with values of their own for those that are only read: `t.copy_(t)` reads what it overwrites."""
+    ids = {id(value) for value in written}
+    names = {name for _, name in signature.writes}
+    places = {i for i, _ in signature.writes}
+
+    def own(value: Value) -> Value:
+        return Value(value.shadow, value.storage) if id(value) in ids else value
+
+    args = tuple(arg if i in places else transform(arg, Value, own) for i, arg in enumerate(args))
+    kwargs = {name: arg if name in names else transform(arg, Value, own) for name, arg in kwargs.items()}
+    return args, kwargs
 
 
 def record(
@@ -244,7 +269,7 @@ def record(
         if id(value) in skip:
             return value
         if value.storage.shared is not None:
-            value = capture(value)
+            value = capture(value, written[0].shadow if func is aten.copy_.default else None)
         if value.storage.captured is None:
             reads.append(value)
         return value

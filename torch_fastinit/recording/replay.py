@@ -12,7 +12,18 @@ import torch
 from torch_fastinit.recording.active import outside
 from torch_fastinit.recording.generators import lock, private_state, states
 from torch_fastinit.recording.memory import allocate_bytes, as_real
-from torch_fastinit.recording.tape import Entry, Need, Storage, Tape, Value, clock, live_writes, need, transform
+from torch_fastinit.recording.tape import (
+    Entry,
+    Need,
+    Storage,
+    Tape,
+    Value,
+    clock,
+    covers_all,
+    live_writes,
+    need,
+    transform,
+)
 
 #: Values up to this size stay cached once read.
 CACHE_BYTES = 1 << 20
@@ -47,6 +58,22 @@ def closure(needs: Iterable[Need], entries: Iterable[Entry] = ()) -> list[Entry]
     return [found[time] for time in sorted(found)]
 
 
+def copy_of(storage: Storage) -> torch.UntypedStorage | None:
+    """The captured memory that the last write copies to all of `storage`, if it can be had instead.
+
+    It has the same layout, is on the same device, and no entry reads the storage afterwards, which would copy again.
+    """
+    entry = storage.writes[-1] if storage.writes else None
+    if entry is None or entry.func is not torch.ops.aten.copy_.default or not covers_all(entry):
+        return None
+    target, source = entry.args[:2]
+    captured: torch.UntypedStorage | None = source.storage.captured
+    if captured is None or captured.device != storage.device or (storage.reads and storage.reads[-1] > entry.time):
+        return None
+    a, b = target.view, source.view
+    return captured if (a.dtype, a.shape, a.stride, a.offset) == (b.dtype, b.shape, b.stride, b.offset) else None
+
+
 class Replay:
     """Runs entries in order on real memory, on the devices on which they were recorded.
 
@@ -55,11 +82,14 @@ class Replay:
 
     def __init__(self, randomness: Randomness | None = None) -> None:
         self.memory: dict[Storage, torch.UntypedStorage] = {}
+        self.left_out: dict[Storage, Entry] = {}
         self.randomness = randomness or from_state
 
     def tensor(self, value: Value) -> torch.Tensor:
         storage = value.storage
         real = storage.captured
+        if storage in self.left_out:
+            raise RuntimeError(f"{self.left_out[storage].func} has left out a result, or given it another shape")
         if real is None:
             real = self.memory.get(storage)
             if real is None:
@@ -107,6 +137,9 @@ class Replay:
         results = result if isinstance(result, (list, tuple)) else (result,)
         for out, real in zip(entry.outs, results, strict=True):
             if out is None or out.storage in self.memory:
+                continue
+            if real is None or real.shape != out.shadow.shape:  # a kernel may leave out what only a gradient needs
+                self.left_out[out.storage] = entry
                 continue
             shadow, storage = out.shadow, real.untyped_storage()
             same = real.stride() == shadow.stride() and real.storage_offset() == shadow.storage_offset()

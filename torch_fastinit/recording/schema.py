@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,11 @@ class Signature:
     reshapes: bool  # it changes the metadata of its first argument in place
     out: bool
     takes_device: bool
+    writes_if: int | None = None  # the flag (its position) without which it writes nothing
+
+    @property
+    def without_writes(self) -> Signature:
+        return replace(self, writes=(), returns_written=(None,) * len(self.returns_written), writes_if=None)
 
 
 _OVERWRITING = frozenset(
@@ -29,11 +34,12 @@ _OVERWRITING = frozenset(
 )
 
 
-#: Operators that write to arguments without saying so in their schema.
+#: Operators that write only when `training` is set, and the arguments of which their schema does not say so.
 _SILENT_WRITES = {
     "aten::native_batch_norm": ("running_mean", "running_var"),
     "aten::cudnn_batch_norm": ("running_mean", "running_var"),
     "aten::miopen_batch_norm": ("running_mean", "running_var"),
+    "aten::_native_batch_norm_legit": (),  # it says so
 }
 
 
@@ -52,8 +58,10 @@ def _is_out(func: Any) -> bool:
 def signature_of(func: Any) -> Signature:
     schema, tags, out = func._schema, func.tags, _is_out(func)
     writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
-    if schema.name in _SILENT_WRITES:
-        writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.name in _SILENT_WRITES[schema.name]]
+    overwrites = schema.name in _OVERWRITING or (out and all(schema.arguments[i].kwarg_only for i, _ in writes))
+    silent = _SILENT_WRITES.get(schema.name, ())
+    writes = [(i, a.name) for i, a in enumerate(schema.arguments) if a.name in silent] + writes
+    training = [i for i, a in enumerate(schema.arguments) if a.name == "training"]
     infos = [schema.arguments[i].alias_info for i, _ in writes]
     sets = [frozenset() if info is None else frozenset(info.before_set) for info in infos]
 
@@ -64,7 +72,7 @@ def signature_of(func: Any) -> Signature:
     return Signature(
         writes=tuple(writes),
         returns_written=tuple(written(result) for result in schema.returns),
-        overwrites=schema.name in _OVERWRITING or out,
+        overwrites=overwrites and not silent,
         random=torch.Tag.nondeterministic_seeded in tags,
         reads_values=torch.Tag.data_dependent_output in tags
         or torch.Tag.dynamic_output_shape in tags
@@ -72,4 +80,5 @@ def signature_of(func: Any) -> Signature:
         reshapes=torch.Tag.inplace_view in tags,
         out=out,
         takes_device=any(a.name == "device" for a in schema.arguments),
+        writes_if=training[0] if schema.name in _SILENT_WRITES and training and not out else None,
     )

@@ -17,7 +17,7 @@ from torch.nn.parameter import UninitializedParameter, UninitializedTensorMixin 
 
 from torch_fastinit._torch import disabled_torch_function, make_wrapper_subclass
 from torch_fastinit.recording.active import active, outside
-from torch_fastinit.recording.memory import as_real
+from torch_fastinit.recording.memory import allocate, as_real, span
 from torch_fastinit.recording.memoryless import check_outside, no_memory, storage_of
 from torch_fastinit.recording.replay import closure, evaluate
 from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, clock, need, transform
@@ -26,6 +26,9 @@ aten = torch.ops.aten
 _META = torch.device("meta")
 _GRAD: Any = torch.Tensor.grad
 _CUDA_ARRAY_INTERFACE: Any = torch.Tensor.__cuda_array_interface__
+#: The attributes that deferred tensors have besides those of the tensor that they stand for.
+_OURS = frozenset({"_value", "_is_param"})
+_NO_DISPATCH = torch.Tensor.__torch_dispatch__
 
 
 def tape_of(args: Any) -> Tape:
@@ -46,6 +49,14 @@ class Deferred(torch.Tensor):
 
     __torch_function__ = disabled_torch_function  # type: ignore[assignment]
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """What the eager class makes: `type(old)(data, requires_grad=...)` is how libraries replace a parameter.
+
+        `kwargs` may hold the attributes of `old`, which this class adds to.
+        """
+        made = getattr(cls, "_eager_class", torch.nn.Parameter)
+        return made(*args, **{name: item for name, item in kwargs.items() if name not in _OURS})
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -64,7 +75,7 @@ class Deferred(torch.Tensor):
 
     @property
     def is_meta(self) -> bool:  # type: ignore[override]
-        return active.tape is None
+        return active.tape is None and active.shows_meta
 
     @property
     def is_cpu(self) -> bool:  # type: ignore[override]
@@ -80,8 +91,16 @@ class Deferred(torch.Tensor):
 
     @data.setter
     def data(self, other: torch.Tensor) -> None:
+        storage = self._value.storage
         with outside():
-            become(self, value_of_tensor(other, self._value.storage.tape))
+            if active.tape is None and other.is_meta and not isinstance(other, Deferred):
+                if not isinstance(self, UninitializedTensorMixin):
+                    raise RuntimeError(
+                        f"a deferred tensor of shape {tuple(self.shape)} cannot take its contents from one on the meta "
+                        "device, which has none: make that one inside fastinit.deferred()"
+                    )
+                other = uninitialized(other, storage.device, storage.tape)  # the first forward of a lazy module
+            become(self, value_of_tensor(other, storage.tape))
 
     @property
     def grad(self) -> torch.Tensor | None:
@@ -103,25 +122,19 @@ class Deferred(torch.Tensor):
             raise no_memory(self.shape, "nothing can be differentiated")
         super().backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    def _exposed(self) -> torch.Tensor:
-        """The contents, in memory that others may write to from here on."""
-        storage = self._value.storage
-        real = read(self._value)
-        if storage.shared is None:
-            storage.shared = real.untyped_storage()
-        return real
-
     def numpy(self, *, force: bool = False) -> Any:
         if self.requires_grad and not force:
             raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+        real = expose(self._value)
         with outside():
-            return self._exposed().numpy(force=force)
+            return real.numpy(force=force)
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         if self.requires_grad:
             raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+        real = expose(self._value)
         with outside():
-            return self._exposed().__dlpack__(**kwargs)
+            return real.__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> Any:
         with outside():
@@ -191,14 +204,37 @@ class Deferred(torch.Tensor):
                 setattr(new, name, copy.deepcopy(attribute, memo))
         return new
 
+    def __copy__(self) -> torch.Tensor:
+        """Another tensor in the same memory."""
+        new = wrap(self._value, type(self)).requires_grad_(self.requires_grad)
+        new.__dict__.update({**self.__dict__, "_value": self._value})
+        return new
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise no_memory(self.shape, "there is nothing to save")
 
 
+def _conversion(name: str) -> Callable[..., Any]:
+    """A method that C++ code calls on elements of a list, as `torch.tensor([t])` does, past the dispatcher."""
+    original = getattr(torch.Tensor, name)
+
+    def convert(self: Deferred, *args: Any) -> Any:
+        if not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Python):
+            return original(self, *args)
+        with outside():
+            return original(read(self._value), *args)
+
+    return functools.update_wrapper(convert, original)
+
+
+for _name in ("__bool__", "__complex__", "__float__", "__index__", "__int__"):
+    setattr(Deferred, _name, _conversion(_name))
+
+
 def has_foreign_dispatch(types: Any) -> bool:
     """Whether any type has its own `__torch_dispatch__`."""
-    for cls in types:  # noqa: SIM110 (asked for each operation: no generator)
-        if cls is not Deferred and not issubclass(cls, Deferred):
+    for cls in types:  # asked for each operation: no generator
+        if cls is not Deferred and not issubclass(cls, Deferred) and cls.__torch_dispatch__ is not _NO_DISPATCH:
             return True
     return False
 
@@ -226,6 +262,7 @@ def deferred_class(cls: type[torch.Tensor]) -> Any:
         )
     namespace = {
         "_eager_class": cls,
+        "__new__": Deferred.__new__,
         "_spreads": cls.__torch_function__ is not disabled_torch_function
         and not issubclass(cls, UninitializedTensorMixin),
         "__class__": property(get, change),
@@ -282,9 +319,15 @@ def wrap(value: Value, cls: type[Deferred] = Deferred) -> Deferred:
     return tensor
 
 
+def uninitialized(like: torch.Tensor, device: torch.device, tape: Tape) -> Deferred:
+    """A deferred tensor with the metadata of `like` that nothing has written yet."""
+    shadow = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=_META)
+    return wrap(Value(shadow, Storage(shadow, device, tape)))
+
+
 def become(tensor: Deferred, value: Value) -> None:
     """Let `tensor` show another value, as assigning to `.data` does."""
-    torch.Tensor.data.__set__(tensor, wrap(value))  # type: ignore[attr-defined]
+    torch._C.TensorBase.data.__set__(tensor, wrap(value))  # type: ignore[attr-defined]
     tensor._value = value
 
 
@@ -298,6 +341,16 @@ def read(value: Value) -> torch.Tensor:
                 "read it inside fastinit.deferred(), or call fastinit.materialize(module) first"
             )
     return evaluate(value)
+
+
+def expose(value: Value) -> torch.Tensor:
+    """The contents of `value` as a real tensor. From here on its memory is shared: others may write to it."""
+    storage = value.storage
+    with outside():
+        real = read(value)
+        if storage.shared is None:
+            storage.shared = real.untyped_storage()
+        return real
 
 
 def _deepcopy_value(value: Value, memo: dict[int, Any]) -> Value:
@@ -338,11 +391,15 @@ def adopt(real: torch.Tensor, tape: Tape) -> Value:
     return value
 
 
-def capture(value: Value) -> Value:
-    """A copy of shared memory as it is now, for entries to read later."""
+def capture(value: Value, target: torch.Tensor | None = None) -> Value:
+    """A copy of shared memory as it is now, for entries to read later; as `target` will hold it, if that is given."""
     shared = value.storage.shared
     assert shared is not None
-    real = as_real(value.shadow, shared).clone()
+    real = as_real(value.shadow, shared)
+    if target is not None and target.shape == real.shape and span(target)[2] and not target.is_conj():
+        real = allocate(target.shape, target.stride(), target.dtype, real.device).copy_(real)
+    else:
+        real = real.clone()
     shadow = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device=_META)
     storage = Storage(shadow, value.storage.device, value.storage.tape)
     storage.captured = real.untyped_storage()

@@ -1,17 +1,19 @@
-"""How parameters and subclasses are made from deferred tensors."""
+"""How parameters, subclasses and the contents of real tensors are made from deferred tensors."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torch_fastinit._torch import DisableTorchFunctionSubclass
+from torch_fastinit.recording.active import active, hidden_meta
 from torch_fastinit.recording.originals import clone
-from torch_fastinit.recording.tensor import Deferred, as_subclass, deferred_class, set_class
+from torch_fastinit.recording.tensor import Deferred, as_subclass, deferred_class, expose, set_class
 
 _new_parameter = clone(torch.nn.Parameter.__new__)
 _new_uninitialized_parameter = clone(UninitializedParameter.__new__)
@@ -62,7 +64,21 @@ def _tensor_as_subclass(self: torch.Tensor, cls: Any) -> torch.Tensor:
     return view
 
 
-_MAKERS = {"_make_subclass": staticmethod(_tensor_make_subclass), "as_subclass": _tensor_as_subclass}
+_data: Any = torch._C.TensorBase.data
+
+
+def _set_data(self: torch.Tensor, new: torch.Tensor) -> None:
+    """A real tensor stays one: it gets the contents that are deferred, and shares their memory, as in eager code."""
+    if isinstance(new, Deferred):
+        new = expose(new._value)
+    _data.__set__(self, new)
+
+
+_MAKERS = {
+    "_make_subclass": staticmethod(_tensor_make_subclass),
+    "as_subclass": _tensor_as_subclass,
+    "data": property(_data.__get__, _set_data),
+}
 _POLYFILLS = "torch._dynamo.polyfills.tensor"
 _dynamo_knew = False
 _dynamo_has_ours = False
@@ -86,8 +102,23 @@ def switch_makers(redirect: bool) -> None:
                 delattr(torch.Tensor, name)
 
 
+_load = clone(torch.nn.Module._load_from_state_dict)
+
+
+def _load_from_state_dict(self: torch.nn.Module, *args: Any) -> None:
+    """Loading into deferred tensors is recorded: a warning that nothing comes of it, as on meta, would be wrong."""
+    if active.tape is None and any(
+        isinstance(t, Deferred) for t in chain(self._parameters.values(), self._buffers.values())
+    ):
+        with hidden_meta():
+            _load(self, *args)
+    else:
+        _load(self, *args)
+
+
 PATCHES: dict[str, tuple[Any, Callable[..., Any]]] = {
     "Parameter": (torch.nn.Parameter.__new__, _parameter),
     "UninitializedParameter": (UninitializedParameter.__new__, _uninitialized_parameter),
+    "_load_from_state_dict": (torch.nn.Module._load_from_state_dict, _load_from_state_dict),
     "UninitializedBuffer": (UninitializedBuffer.__new__, _uninitialized_buffer),
 }

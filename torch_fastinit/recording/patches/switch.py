@@ -9,16 +9,16 @@ methods of `torch.Generator`, which are C's, are replaced in the type itself.
 from __future__ import annotations
 
 import inspect
-import threading
 import types
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-from torch_fastinit.recording.patches import capsules, generators, initializers, parameters, threads
+from torch_fastinit.forks import lock_before_forks
+from torch_fastinit.recording.patches import capsules, composites, generators, initializers, parameters, threads
 from torch_fastinit.recording.tape import Tape
 
-_lock = threading.RLock()  # a tape may be collected while it is held
+_lock = lock_before_forks()  # a tape may be collected while it is held
 _alive = 0
 _INTERCEPTED: dict[str, tuple[Any, Callable[..., Any]]] = {}
 _codes: dict[str, tuple[types.CodeType, types.CodeType]] = {}
@@ -67,6 +67,7 @@ def _switch(change: int) -> None:
         generators.switch_methods(_alive > 0)
         parameters.switch_makers(_alive > 0)
         capsules.switch_capsules(_alive > 0)
+        composites.switch_composites(_alive > 0)
 
 
 def patch_while_alive(tape: Tape) -> None:
