@@ -18,7 +18,7 @@ from torch_fastinit._torch import is_alias_of
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.generators import is_default, private_state, same_state, states
 from torch_fastinit.recording.outsiders import mark, run_on_meta, set_storage, set_tensor
-from torch_fastinit.recording.replay import evaluate
+from torch_fastinit.recording.replay import evaluate, run_alone
 from torch_fastinit.recording.schema import Signature, signature_of
 from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, transform
 from torch_fastinit.recording.tensor import (
@@ -430,7 +430,7 @@ def _run_now(
 
 
 def draw_now(func: Any, vargs: Any, vkwargs: Any, written: list[Value], tape: Tape) -> Any:
-    """A random operation on shared memory: recorded in its place among the draws, and run now."""
+    """A random operation on shared memory, or of unknown metadata: recorded in its place among the draws, and run."""
     copies = {id(value): _fresh_copy(value, tape) for value in written}
     args = transform(vargs, Value, lambda value: copies.get(id(value), value))
     kwargs = transform(vkwargs, Value, lambda value: copies.get(id(value), value))
@@ -438,6 +438,8 @@ def draw_now(func: Any, vargs: Any, vkwargs: Any, written: list[Value], tape: Ta
     try:
         for value in written:
             read(value).copy_(evaluate(copies[id(value)]))
+        if not written:
+            return run_alone(entry)
     except BaseException:  # it was no draw
         if entry in tape.draws:
             tape.draws.remove(entry)

@@ -156,6 +156,15 @@ def from_state(entry: Entry, _: Callable[[Value], torch.Tensor], call: Callable[
         return call()
 
 
+def run_alone(entry: Entry) -> Any:
+    """The results of one entry now, of which nothing is kept: as its place among the draws would have them."""
+    freeze([entry])
+    args = transform(entry.args, Value, evaluate)
+    kwargs = transform(entry.kwargs, Value, evaluate)
+    call = functools.partial(entry.func, *args, **kwargs)
+    return from_state(entry, evaluate, call) if entry.random else call()
+
+
 def freeze(entries: Iterable[Entry]) -> None:
     """Find the generators' states before each of these random entries, by running the tape up to them."""
     with lock:
