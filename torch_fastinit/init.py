@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 # Bound here, once: code that puts this module's functions into torch.nn.init must not send these back to this module.
-from torch.nn.init import calculate_gain
+from torch.nn.init import _calculate_correct_fan, _calculate_fan_in_and_fan_out, calculate_gain  # noqa: F401
 from torch.nn.init import dirac_ as _torch_dirac_
 from torch.nn.init import eye_ as _torch_eye_
 from torch.overrides import handle_torch_function, has_torch_function_variadic

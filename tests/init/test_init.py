@@ -593,3 +593,12 @@ def test_patching_torch_does_not_recurse(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(torch_init.eye_(torch.empty(2, 2, dtype=torch.int64)), torch.eye(2, dtype=torch.int64))
     assert int(torch_init.dirac_(torch.empty(2, 2, 3, dtype=torch.int64)).sum()) == 2
     assert bool((torch.nn.Linear(3, 3).weight != 0).all())
+
+
+def test_helpers_that_others_import() -> None:
+    """Private in torch.nn.init, and imported from there by libraries all the same."""
+    weight = torch.empty(6, 4, 3)
+    assert init._calculate_fan_in_and_fan_out(weight) == (12, 18)
+    assert init._calculate_correct_fan(weight, "fan_out") == 18
+    with pytest.warns(FutureWarning, match="deprecated in favor of `nn.init.orthogonal_`"):
+        init.orthogonal(torch.empty(3, 3))
