@@ -2,7 +2,7 @@
 
 Those in docs/ are drawn again, without measuring, by
 
-    python -m benchmarks.plots benchmarks/results/cpu-epyc.json benchmarks/results/startup.json docs
+    python -m benchmarks.plots build/bench.json build/startup.json docs
 """
 
 from __future__ import annotations
