@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -171,8 +174,6 @@ def test_a_state_dict_of_another_dtype_and_layout() -> None:
 
 
 def test_a_loaded_tensor_that_others_read_is_copied_again() -> None:
-    import copy
-
     weight = torch.arange(9.0).view(3, 3)
     with fastinit.deferred():
         model = nn.Linear(3, 3, bias=False)
@@ -197,3 +198,29 @@ def test_a_failed_materialize_leaves_a_loaded_module_as_it_was() -> None:
     assert fastinit.is_deferred(model.weight)
     fastinit.materialize(model, seed=0, dtype=torch.float64, verify=True, unwritten="zeros")
     assert torch.equal(model.weight, torch.ones(3, 3, dtype=torch.float64)) and model.empty.tolist() == [0, 0]
+
+
+PEAK = """
+import torch, torch_fastinit as fastinit
+def build():
+    return torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(16)))
+state = {name: torch.ones(t.shape) for name, t in build().state_dict().items()}
+small = fastinit.skip_init(torch.nn.Linear, 2, 2)
+small.load_state_dict(torch.nn.Linear(2, 2).state_dict())  # the first operation imports 40 MB of torch
+fastinit.materialize(small, seed=0)
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+open("/proc/self/clear_refs", "w").write("5")  # the peak is what it is now
+before = status("VmRSS")
+with fastinit.deferred():
+    model = build()
+model.load_state_dict(state)
+fastinit.materialize(model, seed=0)
+print((status("VmHWM") - before) / sum(t.nbytes for t in state.values()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of resident memory is Linux's")
+def test_peak_memory_of_loading_a_state_dict() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", PEAK], capture_output=True, text=True, check=True)
+    assert 0.9 < float(done.stdout) < 1.15
