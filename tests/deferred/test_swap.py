@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 import weakref
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -321,3 +322,18 @@ def test_ddp_on_two_ranks(tmp_path: Path):
     environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1]))
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_views_that_the_module_holds(poison) -> None:
+    """A layer's sizes that are views of a table beside it, as models that plan their layers have them."""
+
+    class Planned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.arange(12).reshape(3, 4)[torch.tensor([0, 2, 1])]
+            self.layers = [nn.Linear(before[1], after[3]) for before, after in pairwise(self.table)]
+
+    module = fastinit.materialize(deferred(Planned), seed=0)
+    assert torch.equal(module.table, Planned().table)
+    assert [int(layer.out_features) for layer in module.layers] == [11, 7]
+    assert type(module.layers[0].out_features) is torch.Tensor

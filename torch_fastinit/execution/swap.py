@@ -34,7 +34,8 @@ def put_in_place(names: Sequence[str], deferred: Sequence[torch.Tensor], reals: 
 def refuse_held(names: Sequence[str], deferred: Sequence[torch.Tensor]) -> None:
     """Raise if something in C++ holds a tensor itself: it would go on holding what the tensor was.
 
-    Gradients are held by their tensors, and leaves by results of autograd: these may be, if all are among the tensors.
+    Gradients are held by their tensors, bases by views, and leaves by results of autograd: these may be, if all are
+    among the tensors.
     """
     held = _held(names, deferred)
     if held:  # by garbage, perhaps
@@ -54,6 +55,7 @@ def _held(names: Sequence[str], deferred: Sequence[torch.Tensor]) -> list[str]:
     if not found:
         return []
     let_go = {id(tensor.grad) for tensor in deferred if tensor.is_leaf}
+    let_go |= {id(tensor._base) for tensor in deferred if tensor._is_view()}
     nodes = [tensor.grad_fn for tensor in deferred if tensor.grad_fn is not None]
     seen = set(nodes)
     while nodes:
