@@ -9,6 +9,7 @@ from typing import Any
 #: In the order in which they are taken. There is one registration: while a fork waits, a module may be imported.
 _locks: list[Any] = []
 _taken: list[Any] = []
+_gate = threading.Lock()  # closed while a fork waits or runs
 
 
 def lock_before_forks() -> Any:
@@ -18,14 +19,28 @@ def lock_before_forks() -> Any:
     return lock
 
 
+def give_way() -> None:
+    """Let a fork that waits go first: a thread that takes a lock again and again would keep it from ever doing so."""
+    if _gate.locked() and not _has_one():
+        with _gate:
+            pass
+
+
+def _has_one() -> bool:
+    return any(lock._is_owned() for lock in _locks)
+
+
 def _take() -> None:
+    if not _has_one():
+        _gate.acquire()
+        _taken.append(_gate)
     for lock in _locks:  # waiting for one may make the list longer
         lock.acquire()
         _taken.append(lock)
 
 
 def _release() -> None:
-    for _ in range(len(_taken)):  # another fork begins when the first of them is free
+    for _ in range(len(_taken)):  # another fork begins when the last of them is free
         _taken.pop().release()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from torch_fastinit.forks import lock_before_forks
+from torch_fastinit.forks import give_way, lock_before_forks
 
 #: Default generators' states by device. Treat as immutable.
 State = dict[torch.device, torch.Tensor]
@@ -71,6 +71,7 @@ lock = lock_before_forks()
 @contextlib.contextmanager
 def private_state(state: State) -> Iterator[None]:
     """Default generators with other states, restored afterwards; one thread at a time."""
+    give_way()
     with lock:
         saved = states()
         restore(state)

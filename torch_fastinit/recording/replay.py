@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from torch_fastinit.forks import give_way
 from torch_fastinit.recording.active import outside
 from torch_fastinit.recording.generators import lock, private_state, states
 from torch_fastinit.recording.memory import allocate_bytes, as_real
@@ -167,6 +168,7 @@ def run_alone(entry: Entry) -> Any:
 
 def freeze(entries: Iterable[Entry]) -> None:
     """Find the generators' states before each of these random entries, by running the tape up to them."""
+    give_way()
     with lock:
         wanted: dict[Tape, set[Entry]] = {}
         for entry in entries:
