@@ -55,7 +55,9 @@ def _held(names: Sequence[str], deferred: Sequence[torch.Tensor]) -> list[str]:
     if not found:
         return []
     let_go = {id(tensor.grad) for tensor in deferred if tensor.is_leaf}
-    let_go |= {id(tensor._base) for tensor in deferred if tensor._is_view()}
+    # Of a base that needs gradients, a hook on the accumulator would go unseen.
+    bases = [tensor._base for tensor in deferred if tensor._is_view()]
+    let_go |= {id(base) for base in bases if base is not None and not base.requires_grad}
     nodes = [tensor.grad_fn for tensor in deferred if tensor.grad_fn is not None]
     seen = set(nodes)
     while nodes:
