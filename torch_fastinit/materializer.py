@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 
 from torch_fastinit.execution.executor import Executor, unwritten_elements
-from torch_fastinit.execution.meta import stand_in, was_meta
+from torch_fastinit.execution.meta import StandIns, was_meta
 from torch_fastinit.execution.parity import ParityExecutor
 from torch_fastinit.execution.swap import put_in_place
 from torch_fastinit.planning.draws import assign_draws
 from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten, Zeros
 from torch_fastinit.planning.report import Plan, rows
 from torch_fastinit.planning.tensors import Target, targets_of
-from torch_fastinit.recording.active import outside
+from torch_fastinit.recording.active import outside, surroundings
+from torch_fastinit.recording.memory import poison, poisoned_with
 from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.stream import draw_seed, to_signed
 
@@ -61,8 +61,9 @@ def materialize(
     Raises:
         TypeError: `module` is not a module, `seed` not an integer, `dtype` is or returns something that is no
             dtype, or `names` something that is no string.
-        RuntimeError: nothing writes a parameter; the device is not there; memory ran out; a recorded operation failed.
-            The message names the tensors, and the module is as it was.
+        RuntimeError: nothing writes a parameter; the device is not there; memory ran out (a
+            `torch.OutOfMemoryError` stays one); a recorded operation failed. The message names the tensors, and the
+            module is as it was. So it is after an interrupt, or it is materialised, whenever that came.
         ValueError: `replay` is neither None nor `"torch"`, or `seed` is given with it.
 
     Example:
@@ -86,16 +87,15 @@ def materialize(
     where = None if device is None else torch.device(device)
     if seed is not None:
         seed = to_signed(operator.index(seed))
-    with _no_collections():
-        targets = targets_of(module)
-    undo = stand_in(module, targets, where)
+    back = _surroundings()
     try:
-        with _no_collections():
-            _materialize(targets_of(module) if undo else targets, where, dtype, seed, names, replay, verify)
-    except BaseException:
-        if undo:
-            undo()
-        raise
+        gc.disable()  # what is made here is no garbage, and looking for some would take as long as all the rest
+        _all_or_nothing(module, where, dtype, seed, names, replay, verify)
+    finally:
+        try:  # twice, so that an interrupt of the one leaves the other
+            back()
+        finally:
+            back()
     return module
 
 
@@ -131,15 +131,37 @@ def plan(
         raise TypeError(f"plan() takes a torch.nn.Module, not {type(module).__name__}")
     where = None if device is None else torch.device(device)
     targets = targets_of(module)
-    undo = stand_in(module, targets, where)
+    stand_ins = StandIns(module, targets)
     try:
+        if stand_ins:
+            stand_ins.put(where)
+            targets = targets_of(module)
         with outside():
-            targets = targets_of(module) if undo else targets
             draws = assign_draws([target for target in targets if isinstance(target.tensor, Deferred)])
             return Plan(tuple(rows(targets, Planner(draws).plan(targets, where, dtype))))
     finally:
-        if undo:
-            undo()
+        stand_ins.take_back()
+
+
+def _all_or_nothing(
+    module: torch.nn.Module,
+    where: torch.device | None,
+    dtype: DtypeRule,
+    seed: int | None,
+    names: Callable[[str], str] | None,
+    replay: str | None,
+    verify: bool,
+) -> None:
+    targets = targets_of(module)
+    stand_ins = StandIns(module, targets)
+    try:
+        if stand_ins:
+            stand_ins.put(where)
+            targets = targets_of(module)
+        _materialize(targets, where, dtype, seed, names, replay, verify)
+    except BaseException:
+        stand_ins.take_back()
+        raise
 
 
 def _materialize(
@@ -166,7 +188,7 @@ def _materialize(
             executor = Executor(plan, deferred, draw_seed() if seed is None else seed, draws)
         if verify:
             _verify(executor)
-        put_in_place([one.name for one in plan], deferred, executor.run())
+        put_in_place([one.name for one in plan], deferred, executor.run(), executor.moved())
 
 
 def _refuse_unwritten(targets: Sequence[Target], plan: Sequence[Assignment]) -> None:
@@ -188,19 +210,17 @@ def _refuse_unwritten(targets: Sequence[Target], plan: Sequence[Assignment]) -> 
         )
 
 
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Keep Python from looking for garbage: what is made here is not, and there is much of it in a large module.
+def _surroundings() -> Callable[[], None]:
+    """`surroundings`, and what else of this process or thread `materialize` changes for a while."""
+    collects, byte, back = gc.isenabled(), poisoned_with(), surroundings()
 
-    Without this the time for a tensor doubles from a hundred tensors to ten thousand.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
+    def all_back() -> None:
+        back()
+        poison(byte)
+        if collects:
             gc.enable()
+
+    return all_back
 
 
 def _verify(executor: Executor) -> None:

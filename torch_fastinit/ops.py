@@ -91,7 +91,7 @@ def fill(fills: Sequence[Fill], *, fresh: bool = False) -> None:
 
 
 def _fill_by_and_by(fills: Sequence[Fill]) -> None:
-    """Fills of fresh CPU memory. Also when one is refused, those before it are finished: nobody writes afterwards."""
+    """Fills of fresh CPU memory. Whatever is raised, those that have begun are finished: nobody writes afterwards."""
     begun: deque[Callable[[], None]] = deque()
     try:
         for first in range(0, len(fills), _TOGETHER):
@@ -99,8 +99,15 @@ def _fill_by_and_by(fills: Sequence[Fill]) -> None:
                 begun.popleft()()
             begun.append(begin("cpu", *_described(fills[first : first + _TOGETHER])))
     finally:
-        for finish in begun:
-            finish()
+        try:  # twice, so that an interrupt of the one leaves the other
+            _finish(begun)
+        finally:
+            _finish(begun)
+
+
+def _finish(begun: deque[Callable[[], None]]) -> None:
+    for finish in begun:
+        finish()
 
 
 def _described(fills: Sequence[Fill]) -> tuple[list[torch.Tensor], list[int], list[float]]:

@@ -13,10 +13,10 @@ from torch_fastinit.orthogonal import orthogonal
 from torch_fastinit.planning.fold import Draw, PlannedFill
 from torch_fastinit.planning.planner import Assignment, Filled, Replayed, Shared, Zeros
 from torch_fastinit.planning.recognize import recognize
-from torch_fastinit.recording.generators import generator_of, get_state, restore, states
-from torch_fastinit.recording.memory import View, allocate, as_real, poisoned
+from torch_fastinit.recording.generators import OwnGenerators
+from torch_fastinit.recording.memory import View, allocate, as_real, failure, poison
 from torch_fastinit.recording.originals import ORTHOGONAL
-from torch_fastinit.recording.replay import Replay, closure, freeze, from_state
+from torch_fastinit.recording.replay import Call, Replay, closure, freeze, from_state
 from torch_fastinit.recording.tape import Entry, Storage, Value, need
 from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.stream import draw_stream, mixed_seed, stream_id
@@ -44,12 +44,8 @@ class Executor:
         self._first_streams: dict[str, int] = {}
 
     def rehearse(self) -> list[torch.Tensor]:
-        """What `run` would give, leaving torch's generators and this executor as they are."""
-        state = states()
-        try:
-            return type(self)(self.plan, self.tensors, self.seed, self.draws).run()
-        finally:
-            restore(state)
+        """What `run` would give, leaving this executor as it is."""
+        return type(self)(self.plan, self.tensors, self.seed, self.draws).run()
 
     def run(self) -> list[torch.Tensor]:
         """One real tensor for each assignment."""
@@ -63,6 +59,10 @@ class Executor:
         if self.replays:
             self._replay()
         return [self.reals[i] for i in range(len(self.plan))]
+
+    def moved(self) -> list[tuple[torch.Generator, torch.Tensor]]:
+        """The default generators that `run` has moved and the states that they are to have then."""
+        return []
 
     # --- one method for each kind of source ---------------------------------------------------------------------------
 
@@ -169,7 +169,7 @@ class Executor:
             left = [i for some in self.replays.values() for i in some if i not in self.reals]
             raise self._failed(self.plan[left[0]], error) from error
 
-    def _randomness(self, entry: Entry, tensor: Callable[[Value], torch.Tensor], call: Callable[[], Any]) -> Any:
+    def _randomness(self, entry: Entry, tensor: Callable[[Value], torch.Tensor], call: Call) -> Any:
         if entry.state is not None:
             return from_state(entry, tensor, call)
         draw = self.draws[entry]
@@ -182,18 +182,13 @@ class Executor:
                 entry.kwargs["gain"],
                 lambda matrix: fill([self._of_draw(matrix, Normal(), draw)]),
             )
-        generator = generator_of(entry.device)
-        saved = get_state(generator)
-        generator.manual_seed(mixed_seed(self.seed, draw_stream(*self._stream_of(draw))))
-        try:
-            return call()
-        finally:
-            generator.set_state(saved)
+        return call(OwnGenerators(mixed_seed(self.seed, draw_stream(*self._stream_of(draw)))))
 
-    def _failed(self, one: Assignment, error: Exception) -> RuntimeError:
-        return RuntimeError(
+    def _failed(self, one: Assignment, error: Exception) -> Exception:
+        return failure(
             f"{one.name!r} (shape {tuple(one.view.shape)}, {one.dtype}, {one.nbytes:,} bytes on {one.device}) could "
-            f"not be materialised: {error}"
+            f"not be materialised: {error}",
+            error,
         )
 
 
@@ -205,8 +200,11 @@ def unwritten_elements(executor: Executor) -> dict[str, int]:
     """How many elements of each tensor depend on memory that nothing wrote: those that change with what was there."""
     results = []
     for byte in (0x00, 0xFF):
-        with poisoned(byte):
+        poison(byte)
+        try:
             results.append(executor.rehearse())
+        finally:
+            poison(None)
     counts: dict[str, int] = {}
     for one, a, b in zip(executor.plan, *results, strict=True):
         bits = [t.detach().contiguous().reshape(-1).view(torch.uint8).view(t.numel(), -1) for t in (a, b) if t.numel()]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit.execution.swap import swap
+from torch_fastinit.execution.swap import exchange
 from torch_fastinit.planning.tensors import Target
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.context import deferred
@@ -24,50 +24,53 @@ def _is_plain_meta(tensor: torch.Tensor) -> bool:
     return not isinstance(tensor, (Deferred, UninitializedTensorMixin)) and tensor.is_meta
 
 
-def stand_in(
-    module: torch.nn.Module, targets: Sequence[Target], device: torch.device | None
-) -> Callable[[], None] | None:
-    """Make plain meta tensors of `module` deferred ones, as the module's initialisers leave them.
+class StandIns:
+    """Deferred tensors in the place of a module's plain meta tensors, as the module's initialisers leave them.
 
-    Returns a function that makes them what they were, or None if there were none. Real tensors are not touched: they,
-    too, have stand-ins while the initialisers run.
+    Real tensors are not touched: they, too, have stand-ins, but only while the initialisers run. False if the module
+    has no meta tensors, and so nothing is to be done.
     """
-    tensors = [target.tensor for target in targets if target.role != "attribute"]
-    meta = [t for t in tensors if _is_plain_meta(t)]
-    if not meta:
-        return None
-    swapped: list[tuple[torch.Tensor, torch.Tensor]] = []
-    # Initialisers leave marks on modules ("already initialised") and tie tensors: both are undone with the rest.
-    marks = [(d, dict(d)) for m in module.modules() for d in _dictionaries(m)]
 
-    def undo() -> None:
-        for old, new in reversed(swapped):
-            if isinstance(old, Deferred):
-                swap(old, new)
-        swapped.clear()
-        for now, before in marks:
-            now.clear()
-            now.update(before)
+    def __init__(self, module: torch.nn.Module, targets: Sequence[Target]) -> None:
+        self._module = module
+        targets = [target for target in targets if target.role != "attribute"]
+        self._meta = [target for target in targets if _is_plain_meta(target.tensor)]
+        self._real = [
+            target
+            for target in targets
+            if not target.tensor.is_meta and not isinstance(target.tensor, (Deferred, UninitializedTensorMixin))
+        ]
+        self._news: dict[int, torch.Tensor] = {}
+        # Initialisers leave marks on modules ("already initialised") and tie tensors: both are undone with the rest.
+        self._marks = [(d, dict(d)) for m in module.modules() for d in _dictionaries(m)] if self else []
 
-    chosen = {id(t) for t in meta}
-    real = [t for t in tensors if not t.is_meta and not isinstance(t, (Deferred, UninitializedTensorMixin))]
-    owners = [m for m in _children_first(module) if any(id(t) in chosen for t in _own(m))]
-    try:
+    def __bool__(self) -> bool:
+        return bool(self._meta)
+
+    def put(self, device: torch.device | None) -> None:
+        """Put them in place and run the initialisers. Whatever this raises, `take_back` is to be called."""
+        chosen = {id(target.tensor) for target in self._meta}
+        owners = [m for m in _children_first(self._module) if any(id(t) in chosen for t in _own(m))]
         with deferred():
-            for tensor in (*meta, *real):
-                new = _stand_in(tensor, device)
-                swap(tensor, new)
-                swapped.append((tensor, new))
+            for target in (*self._meta, *self._real):
+                self._news[id(target.tensor)] = _stand_in(target.tensor, device)
+            self._exchange((*self._meta, *self._real))
             for owner in owners:  # transformers' mark for what it need not initialise again: that is lost now
                 owner.__dict__.pop("_is_hf_initialized", None)
-            _initialise(module, owners)
-    except BaseException:
-        undo()
-        raise
-    for tensor, kept in swapped[len(meta) :]:
-        swap(tensor, kept)
-    del swapped[len(meta) :]
-    return undo
+            _initialise(self._module, owners)
+        self._exchange(self._real)
+
+    def take_back(self) -> None:
+        """Make the module what it was, however far `put` came, unless its tensors are real by now."""
+        if self and (isinstance(self._meta[0].tensor, Deferred) or self._meta[0].tensor.is_meta):
+            self._exchange([target for target in (*self._meta, *self._real) if isinstance(target.tensor, Deferred)])
+            for now, before in self._marks:
+                now.clear()
+                now.update(before)
+
+    def _exchange(self, targets: Sequence[Target]) -> None:
+        tensors = [target.tensor for target in targets]
+        exchange([target.name for target in targets], tensors, [self._news[id(t)] for t in tensors])
 
 
 def _dictionaries(module: torch.nn.Module) -> tuple[dict[str, Any], ...]:

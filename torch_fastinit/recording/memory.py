@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,15 +70,21 @@ class _Poison(threading.local):
 _poison = _Poison()
 
 
-@contextlib.contextmanager
-def poisoned(byte: int) -> Iterator[None]:
-    """Fill fresh memory with `byte`, to expose reads of what nothing wrote."""
+def poisoned_with() -> int | None:
+    """What fresh memory on this thread is filled with."""
+    return _poison.byte
+
+
+def poison(byte: int | None) -> None:
+    """Fill fresh memory on this thread with `byte`, to expose reads of what nothing wrote; None: do not."""
     _poison.byte = byte
-    try:
-        yield
-    finally:
-        _poison.byte = None
 
 
 def allocate_bytes(count: int, device: torch.device) -> torch.UntypedStorage:
     return allocate((count,), (1,), torch.uint8, device).untyped_storage()
+
+
+def failure(message: str, error: Exception) -> Exception:
+    """An error with this message, caused by `error`: a `RuntimeError`, unless memory ran out, which keeps its type."""
+    kind = type(error) if isinstance(error, (torch.OutOfMemoryError, MemoryError)) else RuntimeError
+    return kind(message)

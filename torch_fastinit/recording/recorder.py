@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._C import _len_torch_dispatch_stack, _push_on_torch_dispatch_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_fastinit.recording.active import active, outside
-from torch_fastinit.recording.generators import is_default, private_state, same_state, states
+from torch_fastinit.recording.generators import OwnGenerators, generator_by_name, is_default, same_state, states
 from torch_fastinit.recording.replay import evaluate
 from torch_fastinit.recording.schema import Signature, signature_of
 from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, transform
@@ -144,6 +145,11 @@ class _Recorder(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # skipping it imports all of it
 
+    def __exit__(self, *error: Any) -> None:
+        if _len_torch_dispatch_stack() == 0:  # an interrupt has ended `outside()` before that put it back
+            _push_on_torch_dispatch_stack(self)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.tape.closed:  # a thread that outlives its context
             if active.tape is self.tape:
@@ -171,6 +177,8 @@ def recording(tape: Tape) -> Iterator[None]:
 def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
     """Record any operation: run it on shadows for metadata and aliasing, and note what it does to memory."""
     signature = signature_of(func)
+    if signature.random:
+        args, kwargs = generator_by_name(func, args, kwargs)
     tape = tape_of((args, kwargs))
     values: list[Value] = []
 
@@ -297,10 +305,10 @@ def _with_generator(
         return evaluate(value).clone()
 
     before = states()
-    with outside(), private_state(before):
-        func(*transform(args, Value, real), **transform(kwargs, Value, real))
-        moved = not same_state(before, states())
-    return replay, moved
+    generators = OwnGenerators(before)
+    with outside():
+        generators.run(func, transform(args, Value, real), transform(kwargs, Value, real))
+    return replay, not same_state(before, generators.states())
 
 
 def _shadow(value: Value) -> torch.Tensor:
