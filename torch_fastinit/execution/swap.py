@@ -78,8 +78,8 @@ def exchange(
         hooks += [(t, name, hook) for t in olds if (hook := getattr(t, name, None)) is not None]
     done: list[None] = []
     there = chain(
-        map(done.append, starmap(torch._C._swap_tensor_impl, pairs)),  # type: ignore[arg-type, func-returns-value]
-        map(done.append, map(set_class, olds, new_classes)),  # type: ignore[func-returns-value]
+        map(done.append, starmap(torch._C._swap_tensor_impl, pairs)),
+        map(done.append, map(set_class, olds, new_classes)),
         map(set_class, news, old_classes),
         map(_set_dict, olds, new_dicts),
         map(_set_dict, news, old_dicts),

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 import torch
-from torch._C import (
+from torch._C import (  # type: ignore[attr-defined]
     _get_dispatch_stack_at,
     _get_torch_function_state,
     _len_torch_dispatch_stack,
