@@ -26,7 +26,7 @@ def initialised(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.shape != b.shape or a.dtype is not b.dtype:
         return False
-    a, b = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    a, b = (t.detach().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8) for t in (a, b))
     return bool(torch.equal(a, b))
 
 
