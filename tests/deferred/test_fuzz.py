@@ -55,7 +55,7 @@ def difference(steps: list[Step]) -> str:
         for name, item in vars(eager).items():
             if isinstance(item, list) and not same_bits(item[0], vars(ours)[name][0]):
                 return f"{name} is {vars(ours)[name][0]}, not {item[0]}"
-        check_metadata(eager, ours)
+        check_metadata(eager, ours, all_strides=False)  # meta functions of arithmetic differ in those of size 1
     except AssertionError as error:
         return f"metadata: {str(error)[:300]}"
     except Exception as error:

@@ -57,6 +57,17 @@ def _set_data(func: Any, args: Any, kwargs: Any) -> Any:
     return args[0]
 
 
+def _as_strided(func: Any, args: Any, kwargs: Any) -> Any:
+    result = _record_operation(func, args, kwargs)
+    value = result._value if isinstance(result, Deferred) else None
+    if value is not None and value.span[1] > value.storage.nbytes:
+        raise RuntimeError(
+            f"as_strided: sizes {list(result.shape)}, strides {list(result.stride())} and storage offset "
+            f"{result.storage_offset()} need a storage of {value.span[1]} bytes, and it has {value.storage.nbytes}"
+        )
+    return result
+
+
 def _overwrite(func: Any, args: Any, kwargs: Any) -> Any:
     """A shortcut for the commonest initialisers: only the tensor itself is involved."""
     tensor = args[0]
@@ -84,6 +95,7 @@ _SPECIAL: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.zero_.default: _overwrite,
     aten.fill_.Scalar: _overwrite,
     aten.set_.source_Tensor: _set_data,
+    aten.as_strided.default: _as_strided,
 }
 
 #: What a creation writes into the memory that it allocates: an in-place operator and its arguments, or nothing.
@@ -129,6 +141,10 @@ _SHAPES: dict[Any, Callable[[Any, Any], torch.Tensor]] = {
     aten.linspace: _linspace,
     aten.eye: _eye,
 }
+
+
+#: Operators whose result is contiguous, while their meta functions keep the argument's strides.
+_CONTIGUOUS = frozenset({aten.poisson.default, aten._standard_gamma.default})
 
 
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
@@ -219,6 +235,8 @@ def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
             shape = None if values else _SHAPES.get(func.overloadpacket)
             if shape is not None:
                 shadows = shape(vargs, vkwargs)
+            elif func in _CONTIGUOUS:
+                shadows = torch.empty(vargs[0].shadow.shape, dtype=vargs[0].shadow.dtype, device=_META)
             else:
                 on_meta = _on_meta(signature, vkwargs, device, _shadow)
                 shadows = func(*transform(vargs, Value, _shadow), **on_meta)
@@ -242,10 +260,11 @@ def record(
 ) -> Entry:
     """Write one operation into the tape. Shared memory that it reads is captured as it is now."""
     reads: list[Value] = []
-    skip = {id(value) for value in written}
+    left = [id(value) for value in written]
 
     def read(value: Value) -> Value:
-        if id(value) in skip:
+        if id(value) in left:  # once: `t.copy_(t)` and `torch.mul(t, 2, out=t)` read what they write, too
+            left.remove(id(value))
             return value
         if value.storage.shared is not None:
             value = capture(value)
@@ -384,8 +403,8 @@ def _create(
     on_meta.pop("generator", None)
     if name in _EMPTY_SHAPED:
         shadow = torch.empty(args[0], **on_meta)
-    elif name in ("rand_like", "randn_like"):
-        shadow = torch.empty_like(args[0].shadow, **on_meta)
+    elif name.endswith("_like"):
+        shadow = _empty_like(args[0].shadow, on_meta)
     else:
         shadow = func(*transform(args, Value, _shadow), **on_meta)
     value = Value(shadow, Storage(shadow, device, tape))
@@ -397,6 +416,17 @@ def _create(
         keywords = {"generator": generator} if generator is not None else {}
         record(tape, inplace, (value, *arguments), keywords, [value], overwrites=True, random=random)
     return wrap(value)
+
+
+def _empty_like(shadow: torch.Tensor, keywords: dict[str, Any]) -> torch.Tensor:
+    """`torch.empty_like` as its kernel has it: the meta function has other strides where a dimension has size 1."""
+    keywords = dict(keywords)
+    keep = keywords.get("memory_format") in (None, torch.preserve_format)
+    if keep and torch.ops.aten.is_non_overlapping_and_dense(shadow):
+        keywords.pop("memory_format", None)
+        keywords["dtype"] = keywords.get("dtype") or shadow.dtype
+        return torch.empty_strided(shadow.shape, shadow.stride(), **keywords)
+    return torch.empty_like(shadow, **keywords)
 
 
 def _reshape_in_place(func: Any, args: Any, vargs: Any, vkwargs: Any) -> Any:

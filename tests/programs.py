@@ -7,6 +7,7 @@ it still means something: what a failing program does not need is taken out.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 from collections.abc import Callable
@@ -172,16 +173,17 @@ takes(
 
 # --- views ------------------------------------------------------------------------------------------------------------
 
+# Autograd forbids writing in place to one of several views that a call returned: hence `detach`.
 takes(
     has(1),
     integer=lambda t, r: t[r.randrange(t.shape[0])],
     slice=lambda t, r: t[r.randrange(2) : t.shape[0] : r.choice((1, 1, 2))],
     last=lambda t, r: t[..., -1:],
     narrow=lambda t, r: t.narrow(0, t.shape[0] // 2, t.shape[0] - t.shape[0] // 2),
-    chunk=lambda t, r: r.choice(t.chunk(2, dimension(t, r))),
-    split=lambda t, r: r.choice(t.split(1)),
-    unbind=lambda t, r: r.choice(t.unbind()),
-    iterate=lambda t, r: r.choice(list(t)),
+    chunk=lambda t, r: r.choice(t.chunk(2, dimension(t, r))).detach(),
+    split=lambda t, r: r.choice(t.split(1)).detach(),
+    unbind=lambda t, r: r.choice(t.unbind()).detach(),
+    iterate=lambda t, r: r.choice(list(t)).detach(),
     unfold=lambda t, r: t.unfold(0, 1, 1),
 )
 takes(
@@ -580,10 +582,13 @@ def construct(steps: list[Step], log: Callable[[str], None] | None = None) -> tu
         if log is not None:
             log(f"{name}: {describe(made) if isinstance(made, torch.Tensor) else made or ''}")
     for t in s.tensors[-12:]:  # so that what was made is looked at
+        name, leaf = s.name(), False
+        with contextlib.suppress(RuntimeError):  # autograd has a rule for views that a call returned together
+            leaf = t.is_leaf
         if isinstance(t, nn.Parameter):
-            s.module.register_parameter(s.name(), t)
-        elif t.is_leaf:
-            s.module.register_buffer(s.name(), t)
+            s.module.register_parameter(name, t)
+        elif leaf:
+            s.module.register_buffer(name, t)
     return s.module, s.reads
 
 
