@@ -5,18 +5,26 @@ from __future__ import annotations
 import torch
 from torch._C import DispatchKey, DispatchKeySet
 from torch.autograd import profiler
-from torch.utils._python_dispatch import _disable_current_modes
 
 # --- the dispatcher ---------------------------------------------------------------------------------------------------
 
 #: The dispatch keys of a tensor, and those that a thread adds to every tensor's.
 keys_of_tensor = torch._C._dispatch_keys
 keys_of_thread = torch._C._dispatch_tls_local_include_set
-#: The number of dispatch modes that a thread is in; a context without any; one without subclasses' functions.
+#: The dispatch modes that a thread is in: how many, the n-th, and the last one taken away (of any kind: None) or added.
 dispatch_depth = torch._C._len_torch_dispatch_stack
-disable_current_modes = _disable_current_modes
+dispatch_mode_at = torch._C._get_dispatch_stack_at
+pop_dispatch_mode = torch._C._pop_torch_dispatch_stack
+push_dispatch_mode = torch._C._push_on_torch_dispatch_stack
+#: Whether a thread runs `__torch_function__`, and of what; a context without that of subclasses.
+TorchFunctionState = torch._C._TorchFunctionState  # type: ignore[attr-defined]
+torch_function_state = torch._C._get_torch_function_state  # type: ignore[attr-defined]
+set_torch_function_state = torch._C._set_torch_function_state  # type: ignore[attr-defined]
 DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
 disabled_torch_function = torch._C._disabled_torch_function_impl
+set_grad_enabled = torch._C._set_grad_enabled
+set_default_dtype = torch._C._set_default_dtype
+CPU_KERNELS = DispatchKeySet(DispatchKey.CPU)
 
 
 def _key_set(*names: str) -> int:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 
 from torch_fastinit.execution.executor import Executor, unwritten_elements
-from torch_fastinit.execution.meta import listed, reset_on_stand_ins
+from torch_fastinit.execution.meta import Reset, listed
 from torch_fastinit.execution.parity import ParityExecutor
 from torch_fastinit.execution.swap import put_in_place, refuse_held
-from torch_fastinit.planning.draws import assign_draws, take, taken_before
+from torch_fastinit.planning.draws import assign_draws, taken_before, taking
 from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten
 from torch_fastinit.planning.report import Plan, rows
 from torch_fastinit.planning.tensors import Target, is_plain_meta, targets_of
-from torch_fastinit.recording.active import outside
+from torch_fastinit.recording.active import outside, surroundings
+from torch_fastinit.recording.memory import poison, poisoned_with
 from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.stream import draw_seed, to_signed
 
@@ -70,8 +70,9 @@ def materialize(
             dtype, or `names` something that is no string.
         RuntimeError: a tensor is on the plain meta device and `reset` is False, or no method resets it, or two do so
             differently, or one needs arguments; nothing writes a parameter; torch holds a tensor as it is; the device
-            is not there; memory ran out; a recorded operation failed. The message names the tensors, and the module is
-            as it was.
+            is not there; memory ran out (a `torch.OutOfMemoryError` stays one); a recorded operation failed. The
+            message names the tensors, and the module is as it was. So it is after an interrupt, or it is materialised,
+            whenever that came.
         ValueError: `replay` is neither None nor `"torch"`, or `seed` is given with it; `unwritten` is neither None nor
             `"zeros"`.
 
@@ -97,20 +98,15 @@ def materialize(
     where = None if device is None else torch.device(device)
     if seed is not None:
         seed = to_signed(operator.index(seed))
-    with _no_collections():
-        targets = targets_of(module)
-    done = reset_on_stand_ins(module, targets, where) if reset else None
-    if not done:
-        _refuse_plain_meta(targets)
+    back = _surroundings()
     try:
-        with _no_collections():
-            _materialize(targets_of(module) if done else targets, where, dtype, seed, names, replay, verify, unwritten)
-    except BaseException:
-        if done:
-            done.undo()
-        raise
-    if done:
-        done.release()
+        gc.disable()  # what is made here is no garbage, and looking for some would take as long as all the rest
+        _all_or_nothing(module, where, dtype, seed, names, replay, verify, reset, unwritten)
+    finally:
+        try:  # twice, so that an interrupt of the one leaves the other
+            back()
+        finally:
+            back()
     return module
 
 
@@ -151,16 +147,49 @@ def plan(
     _check_unwritten(unwritten)
     where = None if device is None else torch.device(device)
     targets = targets_of(module)
-    done = reset_on_stand_ins(module, targets, where) if reset else None
+    done = Reset(module, targets) if reset else None
     try:
+        if done:
+            done.run(where)
+            targets = targets_of(module)
         with outside():
-            targets = targets_of(module) if done else targets
             draws = assign_draws([target for target in targets if isinstance(target.tensor, Deferred)])
             plan = Planner(draws, zeros=unwritten == "zeros").plan(targets, where, dtype)
             return Plan(tuple(rows(targets, plan, done.writers) if done else rows(targets, plan)))
     finally:
         if done:
-            done.undo()
+            try:  # twice, so that an interrupt of the one leaves the other
+                done.settle()
+            finally:
+                done.settle()
+
+
+def _all_or_nothing(
+    module: torch.nn.Module,
+    where: torch.device | None,
+    dtype: DtypeRule,
+    seed: int | None,
+    names: Callable[[str], str] | None,
+    replay: str | None,
+    verify: bool,
+    reset: bool,
+    unwritten: str | None,
+) -> None:
+    targets = targets_of(module)
+    done = Reset(module, targets) if reset else None
+    if not done:
+        _refuse_plain_meta(targets)
+        _materialize(targets, where, dtype, seed, names, replay, verify, unwritten)
+        return
+    try:
+        done.run(where)
+        _materialize(targets_of(module), where, dtype, seed, names, replay, verify, unwritten, [done.keep])
+        done.keep()
+    finally:
+        try:  # twice, so that an interrupt of the one leaves the other
+            done.settle()
+        finally:
+            done.settle()
 
 
 def _materialize(
@@ -172,7 +201,9 @@ def _materialize(
     replay: str | None,
     verify: bool,
     unwritten: str | None,
+    kept: Sequence[Callable[[], object]] = (),
 ) -> None:
+    """`kept` is called, without an interrupt in between, when the tensors are put in place."""
     targets = [target for target in targets if isinstance(target.tensor, Deferred)]
     if not targets:
         return
@@ -190,10 +221,11 @@ def _materialize(
             _warn_of_equal_blocks(executor)
         if verify:
             _verify(executor)
-        put_in_place([one.name for one in plan], deferred, executor.run())
-        executor.share_final()
+        reals = executor.run()
+        then = [*executor.final_memory(reals), *executor.moved(), *kept]
         if replay is None:
-            take(draws, executor.seed)
+            then += taking(draws, executor.seed)
+        put_in_place([one.name for one in plan], deferred, reals, then)
 
 
 def _check_unwritten(unwritten: str | None) -> None:
@@ -212,7 +244,7 @@ def _warn_of_equal_blocks(executor: Executor) -> None:
             f"{listed(equal)}: other tensors of the same recording were materialised by these names with this seed, so "
             "these get the same random numbers. Pass names=, which gives a tensor its name in the whole model, as in "
             'names=lambda name: f"blocks.1.{name}", or another seed',
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -236,19 +268,17 @@ def _refuse_unwritten(plan: Sequence[Assignment]) -> None:
         )
 
 
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Keep Python from looking for garbage: what is made here is not, and there is much of it in a large module.
+def _surroundings() -> Callable[[], None]:
+    """`surroundings`, and what else of this process or thread `materialize` changes for a while."""
+    collects, byte, back = gc.isenabled(), poisoned_with(), surroundings()
 
-    Without this the time for a tensor doubles from a hundred tensors to ten thousand.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
+    def all_back() -> None:
+        back()
+        poison(byte)
+        if collects:
             gc.enable()
+
+    return all_back
 
 
 def _verify(executor: Executor) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import torch_fastinit as fastinit
-from torch_fastinit.recording.generators import generator_of, private_state, restore, same_state, states
+from torch_fastinit.recording.generators import OwnGenerators, generator_of, restore, same_state, states
 
 CUDA0, CUDA1 = torch.device("cuda", 0), torch.device("cuda", 1)
 
@@ -35,11 +35,12 @@ def test_states(gpus):
     before = states()
     assert list(before) == [torch.device("cpu"), CUDA0, CUDA1]
     other = torch.Generator().manual_seed(9)
-    with private_state({CUDA1: other.get_state()}):
-        assert torch.equal(torch.rand(3, generator=gpus[1]), torch.rand(3, generator=other))
-        torch.rand(3, generator=gpus[0])
-        torch.rand(3)
-        assert not same_state(before, states())
+    own = OwnGenerators({CUDA1: other.get_state()})
+    assert torch.equal(own.run(torch.rand, (3,), {"generator": gpus[1]}), torch.rand(3, generator=other))
+    own.run(torch.rand, (3,), {"generator": gpus[0]})
+    own.run(torch.rand, (3,), {})
+    assert list(own.states()) == [CUDA1, CUDA0, torch.device("cpu")]
+    assert not any(torch.equal(before[device], state) for device, state in own.states().items())
     assert same_state(before, states())
     torch.rand(3, generator=gpus[0])
     assert not same_state(before, states())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,16 +14,16 @@ from torch_fastinit.orthogonal import orthogonal
 from torch_fastinit.planning.fold import Draw, PlannedFill
 from torch_fastinit.planning.planner import Assignment, Copied, Filled, Replayed, Shared, Zeros
 from torch_fastinit.planning.recognize import absorbed, recognize
-from torch_fastinit.recording.generators import generator_of, get_state, restore, states
-from torch_fastinit.recording.memory import FinalMemory, View, allocate, as_real, poisoned
+from torch_fastinit.recording.generators import OwnGenerators
+from torch_fastinit.recording.memory import FinalMemory, View, allocate, as_real, failure, poison
 from torch_fastinit.recording.originals import ORTHOGONAL
-from torch_fastinit.recording.replay import Replay, closure, copy_of, freeze, from_state
+from torch_fastinit.recording.replay import Call, Replay, closure, copy_of, freeze, from_state
 from torch_fastinit.recording.tape import Entry, Storage, Value, need
 from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.stream import draw_stream, mixed_seed, stream_id
 
 #: The stream of a name's draw 0.
-_first_stream = functools.lru_cache(maxsize=1 << 12)(stream_id)
+_first_stream = lru_cache(maxsize=1 << 12)(stream_id)
 
 
 class Executor:
@@ -47,12 +47,8 @@ class Executor:
         self.replays: dict[Storage, list[int]] = {}
 
     def rehearse(self) -> list[torch.Tensor]:
-        """What `run` would give, leaving torch's generators and this executor as they are."""
-        state = states()
-        try:
-            return type(self)(self.plan, self.tensors, self.seed, self.draws).run()
-        finally:
-            restore(state)
+        """What `run` would give, leaving this executor as it is."""
+        return type(self)(self.plan, self.tensors, self.seed, self.draws).run()
 
     def run(self) -> list[torch.Tensor]:
         """One real tensor for each assignment."""
@@ -67,14 +63,23 @@ class Executor:
             self._replay()
         return [self.reals[i] for i in range(len(self.plan))]
 
-    def share_final(self) -> None:
-        """Let deferred tensors elsewhere that share storage with these, which are real now, be views of that memory."""
-        for one, value, real in zip(self.plan, self.values, self.tensors, strict=True):
+    def final_memory(self, reals: Sequence[torch.Tensor]) -> list[Callable[[], object]]:
+        """Calls by which deferred tensors elsewhere that share storage with these become views of `reals`.
+
+        To be made once these are real.
+        """
+        found: dict[Storage, FinalMemory] = {}
+        for one, value, real in zip(self.plan, self.values, reals, strict=True):
             storage = value.storage
-            if storage.final is None and storage.shared is None:
+            if storage.final is None and storage.shared is None and storage not in found:
                 memory = real.untyped_storage()
                 same = one.dtype is one.view.dtype and one.device == storage.device
-                storage.final = FinalMemory(one.name, memory if same and memory.nbytes() >= storage.nbytes else None)
+                found[storage] = FinalMemory(one.name, memory if same and memory.nbytes() >= storage.nbytes else None)
+        return [partial(object.__setattr__, storage, "final", final) for storage, final in found.items()]
+
+    def moved(self) -> list[Callable[[], object]]:
+        """Calls that set the default generators to where `run` has moved them."""
+        return []
 
     # --- one method for each kind of source ---------------------------------------------------------------------------
 
@@ -180,12 +185,11 @@ class Executor:
         except Exception as error:
             left = [i for some in self.replays.values() for i in some if i not in self.reals]
             if not left:
-                raise RuntimeError(
-                    f"an operation that was recorded, and whose result is lost, failed: {error}"
-                ) from error
+                message = f"an operation that was recorded, and whose result is lost, failed: {error}"
+                raise failure(message, error) from error
             raise self._failed(self.plan[left[0]], error) from error
 
-    def _randomness(self, entry: Entry, tensor: Callable[[Value], torch.Tensor], call: Callable[[], Any]) -> Any:
+    def _randomness(self, entry: Entry, tensor: Callable[[Value], torch.Tensor], call: Call) -> Any:
         if entry.state is not None:
             return from_state(entry, tensor, call)
         draw = self.draws[entry]
@@ -198,18 +202,13 @@ class Executor:
                 entry.kwargs["gain"],
                 lambda matrix: fill([self._of_draw(matrix, Normal(), draw)]),
             )
-        generator = generator_of(entry.device)
-        saved = get_state(generator)
-        generator.manual_seed(mixed_seed(self.seed, draw_stream(_first_stream(draw[0]), draw[1])))
-        try:
-            return call()
-        finally:
-            generator.set_state(saved)
+        return call(OwnGenerators(mixed_seed(self.seed, draw_stream(_first_stream(draw[0]), draw[1]))))
 
-    def _failed(self, one: Assignment, error: Exception) -> RuntimeError:
-        return RuntimeError(
+    def _failed(self, one: Assignment, error: Exception) -> Exception:
+        return failure(
             f"{one.name!r} (shape {tuple(one.view.shape)}, {one.dtype}, {one.nbytes:,} bytes on {one.device}) could "
-            f"not be materialised: {error}"
+            f"not be materialised: {error}",
+            error,
         )
 
 
@@ -221,8 +220,11 @@ def unwritten_elements(executor: Executor) -> dict[str, int]:
     """How many elements of each tensor depend on memory that nothing wrote: those that change with what was there."""
     results = []
     for byte in (0x00, 0xFF):
-        with poisoned(byte):
+        poison(byte)
+        try:
             results.append(executor.rehearse())
+        finally:
+            poison(None)
     counts: dict[str, int] = {}
     for one, a, b in zip(executor.plan, *results, strict=True):
         bits = [t.detach().contiguous().reshape(-1).view(torch.uint8).view(t.numel(), -1) for t in (a, b) if t.numel()]

@@ -6,22 +6,24 @@ something else, so they run only where somebody asks for it; and what they leave
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import re
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit.execution.swap import swap
+from torch_fastinit.execution.swap import exchange
 from torch_fastinit.planning.tensors import Target, is_plain_meta
 from torch_fastinit.planning.written import contents, is_written
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.context import deferred
+from torch_fastinit.recording.memory import failure
 from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, clock, live_writes
 from torch_fastinit.recording.tensor import Deferred, adopt, as_subclass, wrap
 
@@ -32,31 +34,6 @@ _RESETS = re.compile(r"_?reset_(\w+_)?(parameters|weights|buffers)")
 #: Methods that initialise a model. They call one another: the first that needs no arguments is run.
 _INITS = ("init_weights", "initialize_weights", "init_parameters", "initialize_parameters", "_init_weights")
 _TIES = "tie_weights"
-
-
-def reset_on_stand_ins(module: torch.nn.Module, targets: Sequence[Target], device: torch.device | None) -> Reset | None:
-    """Make the plain meta tensors among `targets` deferred ones, and let the module's own methods write to them.
-
-    Returns None if there are none. When a method needs arguments, a tensor is not reset, or is reset in two ways, that
-    is an error and the module is as it was.
-    """
-    meta = [target for target in targets if is_plain_meta(target.tensor)]
-    if not meta:
-        return None
-    for target in meta:
-        if target.holder is not None:
-            raise RuntimeError(
-                f"{target.name!r} is held by a {type(target.holder).__name__} on the meta device, which the module's "
-                "own methods cannot reset: call materialize(reset=True) before the module is wrapped or sharded"
-            )
-    reset = Reset(module)
-    try:
-        reset.record(targets, meta, device)
-        reset.check(meta)
-    except BaseException:
-        reset.undo()
-        raise
-    return reset
 
 
 @dataclass(slots=True)
@@ -73,31 +50,75 @@ class _Call:
         return id(other.module) in self.parts
 
 
-@dataclass(slots=True)
+#: A stand-in that is in place: the name, the tensor of the module, and the object that has become what that was.
+_Placed = tuple[str, torch.Tensor, torch.Tensor]
+
+
 class Reset:
-    """Plain meta tensors of `module` as deferred ones, and the methods that wrote to them."""
+    """Plain meta tensors of `module` as deferred ones, and the module's own methods that wrote to them.
 
-    module: torch.nn.Module
-    calls: list[_Call] = field(default_factory=list)
-    _swapped: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    _before: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+    False if the module has no plain meta tensors, and so nothing is to be done. Whatever `run` raises, and whatever
+    follows, `settle` is to be called in the end.
+    """
 
-    def record(self, targets: Sequence[Target], meta: Sequence[Target], device: torch.device | None) -> None:
-        """Run the methods. Tensors that are real or deferred already have stand-ins meanwhile, which are dropped."""
-        chosen = {id(target.tensor) for target in meta}
-        others = [target for target in targets if id(target.tensor) not in chosen and _has_contents(target.tensor)]
+    def __init__(self, module: torch.nn.Module, targets: Sequence[Target]) -> None:
+        self.calls: list[_Call] = []
+        self._module = module
+        self._meta = [target for target in targets if is_plain_meta(target.tensor)]
+        chosen = {id(target.tensor) for target in self._meta}
+        self._others = [
+            target for target in targets if id(target.tensor) not in chosen and _has_contents(target.tensor)
+        ]
+        self._placed: Sequence[_Placed] = []
+        self._kept: list[bool] = []
         # Methods leave marks on modules ("already initialised") and tie tensors: both are undone with the rest.
-        self._before = [(d, dict(d)) for m in self.module.modules() for d in _dictionaries(m)]
+        self._before = [(d, dict(d)) for m in module.modules() for d in _dictionaries(m)] if self else []
+        #: Settle for what the methods did to the module. A function of C.
+        self.keep: Callable[[], object] = functools.partial(self._kept.append, True)
+
+    def __bool__(self) -> bool:
+        return bool(self._meta)
+
+    def run(self, device: torch.device | None) -> None:
+        """Make the plain meta tensors deferred ones, and let the methods write to them.
+
+        When a method needs arguments, a tensor is not reset, or is reset in two ways, that is an error.
+        """
+        for target in self._meta:
+            if target.holder is not None:
+                raise RuntimeError(
+                    f"{target.name!r} is held by a {type(target.holder).__name__} on the meta device, which the "
+                    "module's own methods cannot reset: call materialize(reset=True) before the module is wrapped or "
+                    "sharded"
+                )
+        self._record(device)
+        self._check()
+
+    def settle(self) -> None:
+        """Make the module what it was, unless that was to be kept, and drop what stands in for tensors.
+
+        Objects that the module has let go of meanwhile are still deferred: they become what they were in any case.
+        Doing it twice does no more than doing it once.
+        """
+        self._give_back(0)
+        if not self._kept:
+            for now, before in self._before:
+                now.clear()
+                now.update(before)
+
+    def _record(self, device: torch.device | None) -> None:
+        """Run the methods. Tensors that are real or deferred already have stand-ins meanwhile, which are dropped."""
         with deferred():
             memory: dict[int, Storage] = {}
-            for target in (*meta, *others):
+            placed = []
+            for target in (*self._meta, *self._others):
                 try:
-                    new = _stand_in(target.tensor, device, memory)
-                    swap(target.tensor, new)
+                    placed.append((target.name, target.tensor, _stand_in(target.tensor, device, memory)))
                 except Exception as error:
-                    raise RuntimeError(f"{target.name!r} could not be replaced while it is reset: {error}") from error
-                self._swapped.append((target.tensor, new))
-            for path, module in _children_first(self.module, chosen):
+                    message = f"{target.name!r} could not be replaced while it is reset: {error}"
+                    raise failure(message, error) from error
+            self._exchange(placed, placed)
+            for path, module in _children_first(self._module, {id(target.tensor) for target in self._meta}):
                 # transformers' mark of what it need not initialise again: that is lost now.
                 module.__dict__.pop("_is_hf_initialized", None)
                 for name in _methods(module, path):
@@ -105,11 +126,11 @@ class Reset:
                     getattr(module, name)()
                     parts = {id(part) for part in module.modules()}
                     self.calls.append(_Call(module, f"{path}.{name}" if path else name, start, next(clock), parts))
-        self._give_back(len(meta))
+        self._give_back(len(self._meta))
 
-    def check(self, meta: Sequence[Target]) -> None:
-        """Raise if one of the targets is not determined by what ran."""
-        values = [(target, target.tensor._value) for target in meta]  # type: ignore[attr-defined]
+    def _check(self) -> None:
+        """Raise if one of the plain meta tensors is not determined by what ran."""
+        values = [(target, target.tensor._value) for target in self._meta]  # type: ignore[attr-defined]
         lost = [target.name for target, value in values if not is_written(value)]
         if lost:
             raise RuntimeError(
@@ -131,22 +152,14 @@ class Reset:
         storage = tensor._value.storage if isinstance(tensor, Deferred) else None
         return ", ".join(self.calls[i].name for i in sorted(self._live(storage))) if storage is not None else ""
 
-    def undo(self) -> None:
-        """Make the module what it was."""
-        self.release()
-        for now, before in self._before:
-            now.clear()
-            now.update(before)
-
-    def release(self) -> None:
-        """Give their meta tensors back to objects that are still deferred: the module may have let go of some."""
-        self._give_back(0)
-
     def _give_back(self, left: int) -> None:
-        while len(self._swapped) > left:
-            old, new = self._swapped.pop()
-            if isinstance(old, Deferred):
-                swap(old, new)
+        """Take the stand-ins away, but for the first ones, from objects that have not become real meanwhile."""
+        self._exchange([one for one in self._placed[left:] if isinstance(one[1], Deferred)], self._placed[:left])
+
+    def _exchange(self, some: Sequence[_Placed], placed: Sequence[_Placed]) -> None:
+        """Exchange these, and note that `placed` is in place then."""
+        names, olds, news = [one[0] for one in some], [one[1] for one in some], [one[2] for one in some]
+        exchange(names, olds, news, [functools.partial(setattr, self, "_placed", placed)])
 
     def _call_of(self, entry: Entry) -> int | None:
         """The number of the call that recorded `entry`."""

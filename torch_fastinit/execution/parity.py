@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from torch_fastinit.execution.executor import Executor
 from torch_fastinit.planning.planner import Copied, Shared, Zeros
-from torch_fastinit.recording.generators import restore, same_state, states
-from torch_fastinit.recording.replay import closure
+from torch_fastinit.recording.generators import OwnGenerators, generator_of, same_state, set_state, states
+from torch_fastinit.recording.replay import Call, closure
 from torch_fastinit.recording.tape import Entry, Tape, Value, need
 from torch_fastinit.recording.tensor import Deferred
 
@@ -30,12 +31,8 @@ class ParityExecutor(Executor):
                 self._replay_later(i, one)
         draws = [entry for tape in tapes for entry in tape.draws]
         entries = closure([need(self.values[i]) for some in self.replays.values() for i in some], draws)
-        saved = states()
-        try:
-            self._run(entries)
-        except BaseException:
-            restore(saved)
-            raise
+        self._generators = OwnGenerators(states())
+        self._run(entries)
         return [self.reals[i] for i in range(len(self.plan))]
 
     def _check(self, tapes: set[Tape]) -> None:
@@ -64,8 +61,11 @@ class ParityExecutor(Executor):
                 "materialize one module that holds all of them, or build each in a context of its own"
             )
 
-    def _randomness(self, entry: Entry, tensor: Callable[[Value], torch.Tensor], call: Callable[[], Any]) -> Any:
-        return call()
+    def _randomness(self, entry: Entry, tensor: Callable[[Value], torch.Tensor], call: Call) -> Any:
+        return call(self._generators)
+
+    def moved(self) -> list[Callable[[], object]]:
+        return [partial(set_state, generator_of(device), state) for device, state in self._generators.states().items()]
 
 
 def _deferred_parameters(tapes: set[Tape]) -> Iterator[Deferred]:

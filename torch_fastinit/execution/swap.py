@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
+import functools
 import gc
-from collections.abc import Sequence
+import operator
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, starmap
+from typing import Any
 
 import torch
 
 from torch_fastinit._torch import swap_tensor_impl
+from torch_fastinit.recording.memory import failure
 from torch_fastinit.recording.tensor import set_class
 
 
-def put_in_place(names: Sequence[str], deferred: Sequence[torch.Tensor], reals: Sequence[torch.Tensor]) -> None:
-    """Make each deferred tensor object the real tensor. When one cannot be, all are as they were."""
+def put_in_place(
+    names: Sequence[str],
+    deferred: Sequence[torch.Tensor],
+    reals: Sequence[torch.Tensor],
+    then: Iterable[Callable[[], object]] = (),
+) -> None:
+    """Make each deferred tensor object the real tensor, and make the calls of `then` (see `exchange`): all, or none."""
     leaf = [tensor.is_leaf for tensor in deferred]
     order = sorted(range(len(deferred)), key=leaf.__getitem__)  # results of autograd hold leaves
-    undo: list[tuple[torch.Tensor, torch.Tensor]] = []
-    gradients = [(tensor, tensor.grad) for tensor in deferred if tensor.is_leaf and tensor.grad is not None]
-    try:
-        for i in order:
-            old = deferred[i]
-            new = finished(old, reals[i])
-            swap(old, new)
-            undo.append((old, new))
-        for old, gradient in gradients:  # an object that is real by now
-            old.grad = gradient
-    except Exception as error:
-        for old, new in reversed(undo):
-            swap(old, new)
-        raise RuntimeError(f"{names[i]!r} could not be put in place: {error}") from error
+    gradients = [
+        (names[i], deferred[i], deferred[i].grad) for i in order if leaf[i] and deferred[i].grad is not None
+    ]  # they are put in place, too, and are real when their tensors get them back
+    news: list[torch.Tensor] = []
+    for i in order:
+        try:
+            news.append(finished(deferred[i], reals[i]))
+        except Exception as error:
+            raise _refused(names[i], error) from error
+    exchange([names[i] for i in order], [deferred[i] for i in order], news, then, gradients)
 
 
 def refuse_held(names: Sequence[str], deferred: Sequence[torch.Tensor]) -> None:
     """Raise if something in C++ holds a tensor itself: it would go on holding what the tensor was.
 
-    Gradients are held by their tensors, bases by views, and leaves by results of autograd: these may be, if all are
-    among the tensors.
+    Gradients are held by their tensors, leaves by results of autograd, bases and views by views of them: these may be,
+    if all are among the tensors.
     """
     held = _held(names, deferred)
     if held:  # by garbage, perhaps
@@ -55,9 +62,10 @@ def _held(names: Sequence[str], deferred: Sequence[torch.Tensor]) -> list[str]:
     if not found:
         return []
     let_go = {id(tensor.grad) for tensor in deferred if tensor.is_leaf}
-    # Of a base that needs gradients, a hook on the accumulator would go unseen.
-    bases = [tensor._base for tensor in deferred if tensor._is_view()]
-    let_go |= {id(base) for base in bases if base is not None and not base.requires_grad}
+    for tensor in deferred:
+        base = tensor._base
+        if base is not None and not base.requires_grad:  # so there is no accumulator
+            let_go |= {id(base), id(tensor)}
     nodes = [tensor.grad_fn for tensor in deferred if tensor.grad_fn is not None]
     seen = set(nodes)
     while nodes:
@@ -90,16 +98,61 @@ def finished(old: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     return real
 
 
-def swap(old: torch.Tensor, new: torch.Tensor) -> None:
-    """Exchange what two tensor objects are; hooks stay with the object that they were registered on."""
-    hooks, later = old._backward_hooks, getattr(old, "_post_accumulate_grad_hooks", None)
-    old_class, new_class = type(old), type(new)
-    old_dict, new_dict = old.__dict__, new.__dict__
-    swap_tensor_impl(old, new)
-    set_class(old, new_class)
-    set_class(new, old_class)
-    old.__dict__, new.__dict__ = new_dict, old_dict
-    if hooks is not None:
-        old._backward_hooks = hooks
-    if later is not None:
-        old._post_accumulate_grad_hooks = later
+#: Take all that an iterator gives. This is one call of C, and so is all of it if the iterator runs C alone.
+_consume: Callable[[Iterable[Any]], Any] = functools.partial(deque, maxlen=0)
+_set_dict = torch.Tensor.__dict__["__dict__"].__set__
+
+
+_call = operator.methodcaller("__call__")
+
+
+def exchange(
+    names: Sequence[str],
+    olds: Sequence[torch.Tensor],
+    news: Sequence[torch.Tensor],
+    then: Iterable[Callable[[], object]] = (),
+    gradients: Sequence[tuple[str, torch.Tensor, torch.Tensor | None]] = (),
+) -> None:
+    """Exchange what the two tensor objects of each pair are; hooks stay with the object that they are registered on.
+
+    Afterwards the tensors in `gradients` get their gradients, and the calls of `then` are made: functions written in C
+    that raise nothing. When one of the tensors refuses, none is exchanged. No interrupt comes in between: Python runs
+    signal handlers, and raises what other threads send, between two of its own instructions, and here is but one from
+    the first change to the last.
+    """
+    pairs = list(zip(olds, news, strict=True))
+    old_classes, new_classes = list(map(type, olds)), list(map(type, news))
+    old_dicts, new_dicts = [t.__dict__ for t in olds], [t.__dict__ for t in news]
+    hooks: list[tuple[torch.Tensor, str, Any]] = []
+    for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        hooks += [(t, name, hook) for t in olds if (hook := getattr(t, name, None)) is not None]
+    assigned = [(t, "grad", gradient) for _, t, gradient in gradients]
+    steps = [*names, *names, *(name for name, _, _ in gradients), *names]
+    done: list[None] = []
+    there = chain(
+        map(done.append, starmap(swap_tensor_impl, pairs)),
+        map(done.append, map(set_class, olds, new_classes)),
+        map(set_class, news, old_classes),
+        map(_set_dict, olds, new_dicts),
+        map(_set_dict, news, old_dicts),
+        starmap(object.__setattr__, hooks),
+        map(done.append, starmap(object.__setattr__, assigned)),
+        map(_call, list(then)),
+    )
+    back = chain(
+        starmap(swap_tensor_impl, map(operator.itemgetter(1), zip(done, pairs, strict=False))),
+        map(set_class, olds, old_classes),
+        map(set_class, news, new_classes),
+        map(_set_dict, olds, old_dicts),
+        map(_set_dict, news, new_dicts),
+        starmap(object.__setattr__, hooks),
+    )
+    try:
+        _consume(there)
+    except Exception as error:
+        _consume(back)
+        raise _refused(steps[len(done)], error) from error
+
+
+def _refused(name: str, error: Exception) -> Exception:
+    return failure(f"{name!r} could not be put in place: {error}", error)

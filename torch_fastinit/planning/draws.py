@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from torch_fastinit.planning.fold import Draw
 from torch_fastinit.planning.recognize import recognize
 from torch_fastinit.planning.tensors import Target
 from torch_fastinit.recording.replay import closure
-from torch_fastinit.recording.tape import Entry, Value, covers_all, need
+from torch_fastinit.recording.tape import Entry, Tape, Value, covers_all, need
 from torch_fastinit.stream import canonical_name
 
 
@@ -44,10 +45,12 @@ def taken_before(draws: Mapping[Entry, Draw], seed: int) -> list[str]:
     )
 
 
-def take(draws: Mapping[Entry, Draw], seed: int) -> None:
-    """Note which draws are materialised."""
+def taking(draws: Mapping[Entry, Draw], seed: int) -> list[Callable[[], object]]:
+    """Calls that note, on each recording, which draws are materialised."""
+    taken: dict[Tape, dict[tuple[int, str, int], Entry]] = {}
     for entry, (name, number) in draws.items():
-        entry.tape.taken[seed, name, number] = entry
+        taken.setdefault(entry.tape, {})[seed, name, number] = entry
+    return [partial(tape.taken.update, more) for tape, more in taken.items()]
 
 
 def dependencies(value: Value) -> Sequence[Entry]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,14 +83,14 @@ class _Poison(threading.local):
 _poison = _Poison()
 
 
-@contextlib.contextmanager
-def poisoned(byte: int) -> Iterator[None]:
-    """Fill fresh memory with `byte`, to expose reads of what nothing wrote."""
+def poisoned_with() -> int | None:
+    """What fresh memory on this thread is filled with."""
+    return _poison.byte
+
+
+def poison(byte: int | None) -> None:
+    """Fill fresh memory on this thread with `byte`, to expose reads of what nothing wrote; None: do not."""
     _poison.byte = byte
-    try:
-        yield
-    finally:
-        _poison.byte = None
 
 
 class FinalMemory:
@@ -107,8 +106,9 @@ class FinalMemory:
         self._pointer: Any = None if memory is None else memory._weak_ref()
 
     def __del__(self, free: Callable[[int], None] = torch.UntypedStorage._free_weak_ref) -> None:
-        if self._pointer is not None:
-            free(self._pointer)
+        pointer = getattr(self, "_pointer", None)  # an interrupt may have come before there is one
+        if pointer is not None:
+            free(pointer)
 
     def __call__(self) -> torch.UntypedStorage:
         memory: torch.UntypedStorage | None = None
@@ -125,3 +125,9 @@ class FinalMemory:
 
 def allocate_bytes(count: int, device: torch.device) -> torch.UntypedStorage:
     return allocate((count,), (1,), torch.uint8, device).untyped_storage()
+
+
+def failure(message: str, error: Exception) -> Exception:
+    """An error with this message, caused by `error`: a `RuntimeError`, unless memory ran out, which keeps its type."""
+    kind = type(error) if isinstance(error, (torch.OutOfMemoryError, MemoryError)) else RuntimeError
+    return kind(message)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_fastinit._torch import is_alias_of
+from torch_fastinit._torch import dispatch_depth, is_alias_of, push_dispatch_mode
 from torch_fastinit.recording.active import active, outside
-from torch_fastinit.recording.generators import is_default, private_state, same_state, states
+from torch_fastinit.recording.generators import OwnGenerators, generator_by_name, is_default, same_state, states
 from torch_fastinit.recording.outsiders import mark, run_on_meta, set_storage, set_tensor
 from torch_fastinit.recording.replay import evaluate, run_alone
 from torch_fastinit.recording.schema import Signature, signature_of
@@ -56,6 +56,17 @@ def _item(func: Any, args: Any, kwargs: Any) -> Any:
         return func(read(value_of_tensor(args[0], tape_of(args))))
 
 
+def _as_strided(func: Any, args: Any, kwargs: Any) -> Any:
+    result = _record_operation(func, args, kwargs)
+    value = result._value if isinstance(result, Deferred) else None
+    if value is not None and value.span[1] > value.storage.nbytes:
+        raise RuntimeError(
+            f"as_strided: sizes {list(result.shape)}, strides {list(result.stride())} and storage offset "
+            f"{result.storage_offset()} need a storage of {value.span[1]} bytes, and it has {value.storage.nbytes}"
+        )
+    return result
+
+
 def _overwrite(func: Any, args: Any, kwargs: Any) -> Any:
     """A shortcut for the commonest initialisers: only the tensor itself is involved."""
     tensor = args[0]
@@ -85,6 +96,7 @@ _SPECIAL: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.set_.source_Tensor: set_tensor,
     aten.set_.source_Storage: set_storage,
     aten.set_.source_Storage_storage_offset: set_storage,
+    aten.as_strided.default: _as_strided,
 }
 
 #: What a creation writes into the memory that it allocates: an in-place operator and its arguments, or nothing.
@@ -132,6 +144,10 @@ _SHAPES: dict[Any, Callable[[Any, Any], torch.Tensor]] = {
 }
 
 
+#: Operators whose result is contiguous, while their meta functions keep the argument's strides.
+_CONTIGUOUS = frozenset({aten.poisson.default, aten._standard_gamma.default})
+
+
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     """Every operation inside a context, and every operation on a deferred tensor outside."""
     return _SPECIAL.get(func, _record_operation)(func, args, kwargs)
@@ -145,6 +161,11 @@ class _Recorder(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # skipping it imports all of it
+
+    def __exit__(self, *error: Any) -> None:
+        if dispatch_depth() == 0:  # an interrupt has ended `outside()` before that put it back
+            push_dispatch_mode(self)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.tape.closed:  # a thread that outlives its context
@@ -175,6 +196,8 @@ def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
     signature = signature_of(func)
     if signature.writes_if is not None and not (args[5:] or (kwargs.get("training"),))[0]:
         signature = signature.without_writes
+    if signature.random:
+        args, kwargs = generator_by_name(func, args, kwargs)
     tape = tape_of((args, kwargs))
     values: list[Value] = []
     meta = False
@@ -223,6 +246,8 @@ def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
             shape = None if values else _SHAPES.get(func.overloadpacket)
             if shape is not None:
                 shadows = shape(vargs, vkwargs)
+            elif func in _CONTIGUOUS:
+                shadows = torch.empty(vargs[0].shadow.shape, dtype=vargs[0].shadow.dtype, device=_META)
             else:
                 on_meta = _on_meta(signature, vkwargs, device, _shadow)
                 shadows = func(*transform(vargs, Value, _shadow), **on_meta)
@@ -263,10 +288,11 @@ def record(
 ) -> Entry:
     """Write one operation into the tape. Shared memory that it reads is captured as it is now."""
     reads: list[Value] = []
-    skip = {id(value) for value in written}
+    left = [id(value) for value in written]
 
     def read(value: Value) -> Value:
-        if id(value) in skip:
+        if id(value) in left:  # once: `t.copy_(t)` and `torch.mul(t, 2, out=t)` read what they write, too
+            left.remove(id(value))
             return value
         if value.storage.shared is not None:
             value = capture(value, written[0].shadow if func is aten.copy_.default else None)
@@ -322,10 +348,10 @@ def _with_generator(
         return evaluate(value).clone()
 
     before = states()
-    with outside(), private_state(before):
-        func(*transform(args, Value, real), **transform(kwargs, Value, real))
-        moved = not same_state(before, states())
-    return replay, moved
+    generators = OwnGenerators(before)
+    with outside():
+        generators.run(func, transform(args, Value, real), transform(kwargs, Value, real))
+    return replay, not same_state(before, generators.states())
 
 
 def _shadow(value: Value) -> torch.Tensor:
@@ -388,8 +414,8 @@ def _create(
     on_meta.pop("generator", None)
     if name in _EMPTY_SHAPED:
         shadow = torch.empty(args[0], **on_meta)
-    elif name in ("rand_like", "randn_like"):
-        shadow = torch.empty_like(args[0].shadow, **on_meta)
+    elif name.endswith("_like"):
+        shadow = _empty_like(args[0].shadow, on_meta)
     else:
         shadow = func(*transform(args, Value, _shadow), **on_meta)
     value = Value(shadow, Storage(shadow, device, tape))
@@ -401,6 +427,17 @@ def _create(
         keywords = {"generator": generator} if generator is not None else {}
         record(tape, inplace, (value, *arguments), keywords, [value], overwrites=True, random=random)
     return wrap(value)
+
+
+def _empty_like(shadow: torch.Tensor, keywords: dict[str, Any]) -> torch.Tensor:
+    """`torch.empty_like` as its kernel has it: the meta function has other strides where a dimension has size 1."""
+    keywords = dict(keywords)
+    keep = keywords.get("memory_format") in (None, torch.preserve_format)
+    if keep and torch.ops.aten.is_non_overlapping_and_dense(shadow):
+        keywords.pop("memory_format", None)
+        keywords["dtype"] = keywords.get("dtype") or shadow.dtype
+        return torch.empty_strided(shadow.shape, shadow.stride(), **keywords)
+    return torch.empty_like(shadow, **keywords)
 
 
 def _reshape_in_place(func: Any, args: Any, vargs: Any, vkwargs: Any) -> Any:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from torch_fastinit._torch import set_default_dtype
 from torch_fastinit.forks import give_way
 from torch_fastinit.recording.active import outside
-from torch_fastinit.recording.generators import lock, private_state, states
+from torch_fastinit.recording.generators import OwnGenerators, lock
 from torch_fastinit.recording.memory import allocate_bytes, as_real
 from torch_fastinit.recording.tape import (
     Entry,
@@ -29,8 +30,10 @@ from torch_fastinit.recording.tape import (
 #: Values up to this size stay cached once read.
 CACHE_BYTES = 1 << 20
 
+#: Runs an entry as recorded, drawing from these generators.
+Call = Callable[[OwnGenerators], Any]
 #: Runs one random entry: takes the entry, a function from values to real tensors, and one that runs it as recorded.
-Randomness = Callable[[Entry, Callable[[Value], torch.Tensor], Callable[[], Any]], Any]
+Randomness = Callable[[Entry, Callable[[Value], torch.Tensor], Call], Any]
 
 
 def closure(needs: Iterable[Need], entries: Iterable[Entry] = ()) -> list[Entry]:
@@ -123,14 +126,15 @@ class Replay:
                         done(storage)
                         self.memory.pop(storage, None)
             finally:
-                torch.set_default_dtype(default_dtype)
+                if torch.get_default_dtype() is not default_dtype:
+                    set_default_dtype(default_dtype)
 
-    def _call(self, entry: Entry) -> Any:
+    def _call(self, entry: Entry, generators: OwnGenerators | None = None) -> Any:
         if torch.get_default_dtype() is not entry.default_dtype:
             torch.set_default_dtype(entry.default_dtype)
         args = transform(entry.args, Value, self.tensor)
         kwargs = transform(entry.kwargs, Value, self.tensor)
-        return entry.func(*args, **kwargs)
+        return entry.func(*args, **kwargs) if generators is None else generators.run(entry.func, args, kwargs)
 
     def _bind(self, entry: Entry, result: Any) -> None:
         if not entry.outs:
@@ -150,11 +154,10 @@ class Replay:
                 self.tensor(out).copy_(real)
 
 
-def from_state(entry: Entry, _: Callable[[Value], torch.Tensor], call: Callable[[], Any]) -> Any:
+def from_state(entry: Entry, _: Callable[[Value], torch.Tensor], call: Call) -> Any:
     """A random entry that the recording determines."""
     assert entry.state is not None
-    with private_state(entry.state):
-        return call()
+    return call(OwnGenerators(entry.state))
 
 
 def run_alone(entry: Entry) -> Any:
@@ -162,8 +165,9 @@ def run_alone(entry: Entry) -> Any:
     freeze([entry])
     args = transform(entry.args, Value, evaluate)
     kwargs = transform(entry.kwargs, Value, evaluate)
-    call = functools.partial(entry.func, *args, **kwargs)
-    return from_state(entry, evaluate, call) if entry.random else call()
+    if not entry.random:
+        return entry.func(*args, **kwargs)
+    return from_state(entry, evaluate, lambda own: own.run(entry.func, args, kwargs))
 
 
 def freeze(entries: Iterable[Entry]) -> None:
@@ -193,16 +197,17 @@ def _play(tape: Tape, wanted: set[Entry]) -> None:
         wanted = wanted | {e for e in earlier if e.tape is tape}
         freeze(e for e in earlier if e.tape is not tape)
 
-    def randomness(entry: Entry, _: Callable[[Value], torch.Tensor], call: Callable[[], Any]) -> Any:
+    generators = OwnGenerators(state)
+
+    def randomness(entry: Entry, _: Callable[[Value], torch.Tensor], call: Call) -> Any:
         if entry not in inside:
             return from_state(entry, _, call)
         if entry in wanted:
-            entry.state = states()
-        return call()
+            entry.state = generators.states()
+        return call(generators)
 
-    with private_state(state):
-        Replay(randomness).run(entries)
-        tape.checkpoints.append((last + 1, states()))
+    Replay(randomness).run(entries)
+    tape.checkpoints.append((last + 1, generators.states()))
 
 
 def evaluate(value: Value) -> torch.Tensor:

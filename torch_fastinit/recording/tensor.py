@@ -184,6 +184,15 @@ class Deferred(torch.Tensor):
     def __format__(self, spec: str) -> str:
         return self.item().__format__(spec) if self.dim() == 0 else object.__format__(self, spec)
 
+    def __copy__(self) -> torch.Tensor:
+        """As of a real tensor: a leaf of its own, with the same memory."""
+        if isinstance(self, UninitializedTensorMixin):
+            return _deepcopy_uninitialized(self, {})
+        with outside():
+            new = wrap(self._value, type(self)).requires_grad_(self.requires_grad)
+        new.__dict__.update(self.__dict__)
+        return new
+
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
         if id(self) in memo:
             known: torch.Tensor = memo[id(self)]
@@ -202,12 +211,6 @@ class Deferred(torch.Tensor):
         for name, attribute in self.__dict__.items():
             if name != "_value":
                 setattr(new, name, copy.deepcopy(attribute, memo))
-        return new
-
-    def __copy__(self) -> torch.Tensor:
-        """Another tensor in the same memory."""
-        new = wrap(self._value, type(self)).requires_grad_(self.requires_grad)
-        new.__dict__.update({**self.__dict__, "_value": self._value})
         return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch_fastinit import orthogonal
 from torch_fastinit.orthogonal import QR_DTYPE
 from torch_fastinit.recording.active import active, outside
-from torch_fastinit.recording.generators import private_state, states
+from torch_fastinit.recording.generators import OwnGenerators, states
 from torch_fastinit.recording.originals import dirac_, orthogonal_, own_orthogonal_, sparse_, trunc_normal_
 from torch_fastinit.recording.recorder import draw_now, record
 from torch_fastinit.recording.tensor import Deferred
@@ -57,8 +57,9 @@ def _orthogonal(tensor: torch.Tensor, gain: float = 1, generator: torch.Generato
         if tensor.ndimension() < 2 or tensor.numel() == 0:
             return orthogonal_(tensor, gain, generator)  # raises, or does nothing
         if tensor.dtype not in (torch.float32, torch.float64):
-            with outside(), private_state(states()):
-                orthogonal_(torch.empty(1, 1, dtype=tensor.dtype, device="cpu"))  # raises what torch does
+            with outside():  # raises what torch does
+                empty = torch.empty(1, 1, dtype=tensor.dtype, device="cpu")
+                OwnGenerators(states()).run(orthogonal_, (empty,), {})
         tensor._value.shadow.view(tensor.shape[0], -1)
     return _record_orthogonal(tensor, gain, generator)
 

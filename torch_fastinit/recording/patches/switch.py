@@ -8,6 +8,7 @@ methods of `torch.Generator`, which are C's, are replaced in the type itself.
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import types
 import weakref
@@ -19,7 +20,7 @@ from torch_fastinit.recording.patches import capsules, composites, generators, i
 from torch_fastinit.recording.tape import Tape
 
 _lock = lock_before_forks()  # a tape may be collected while it is held
-_alive = 0
+_tapes: list[weakref.ref[Tape]] = []
 _INTERCEPTED: dict[str, tuple[Any, Callable[..., Any]]] = {}
 _codes: dict[str, tuple[types.CodeType, types.CodeType]] = {}
 
@@ -57,20 +58,30 @@ for _module in (initializers, parameters, generators, threads):
     _add(_module.PATCHES)
 
 
-def _switch(change: int) -> None:
-    global _alive
+def _settle(_: object = None) -> None:
+    """Redirect the functions if a tape is alive; let them be what torch has otherwise."""
     with _lock:
-        _add(threads.pool_patches())
-        _alive += change
+        _tapes[:] = [tape for tape in _tapes if tape() is not None]
         for name, (function, _) in _INTERCEPTED.items():
-            function.__code__ = _codes[name][_alive > 0]
-        generators.switch_methods(_alive > 0)
-        parameters.switch_makers(_alive > 0)
-        capsules.switch_capsules(_alive > 0)
-        composites.switch_composites(_alive > 0)
+            function.__code__ = _codes[name][bool(_tapes)]
+        generators.switch_methods(bool(_tapes))
+        parameters.switch_makers(bool(_tapes))
+        capsules.switch_capsules(bool(_tapes))
+        composites.switch_composites(bool(_tapes))
 
 
 def patch_while_alive(tape: Tape) -> None:
     """Keep the functions redirected until the last tape is gone."""
-    _switch(+1)
-    weakref.finalize(tape, _switch, -1)
+    with _lock:
+        _add(threads.pool_patches())
+        # Two of them: should a signal handler raise within a weak reference's callback, Python drops that call.
+        _tapes.extend(weakref.ref(tape, _settle) for _ in range(2))
+        _settle()
+
+
+def _settle_at_exit() -> None:
+    _tapes.clear()
+    _settle()
+
+
+atexit.register(_settle_at_exit)

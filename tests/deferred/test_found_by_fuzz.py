@@ -1,0 +1,92 @@
+"""What random constructors have found, one small case each."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support.comparison import check_like_eager
+from torch import nn
+
+import torch_fastinit as fastinit
+
+
+class Case(nn.Module):
+    def __init__(self, construct):
+        super().__init__()
+        construct(self)
+
+
+def shallow_copies(m):
+    m.w = nn.Parameter(torch.randn(3))
+    m.w.mark = [1]
+    m.copied = copy.copy(m.w)
+    assert m.copied is not m.w
+    assert m.copied.mark is m.w.mark
+    with torch.no_grad():
+        m.copied[0] = 5  # they have their memory in common
+    m.register_buffer("b", copy.copy(torch.ones(2)))
+    assert isinstance(copy.copy(nn.LazyLinear(2).weight), nn.UninitializedParameter)
+
+
+def like_one_element(m):
+    for name, t in {
+        "view": torch.rand(2)[::2],
+        "expanded": torch.ones(()).expand(1),
+        "moved": torch.ones(1, 2).T,
+    }.items():
+        m.register_buffer(name, torch.randn_like(t))
+        m.register_buffer(f"{name}_zeros", torch.zeros_like(t))
+        m.register_buffer(f"{name}_format", torch.ones_like(t, memory_format=torch.contiguous_format))
+    m.register_buffer("cast", torch.zeros_like(torch.ones(2, 3).T, dtype=torch.int64))
+    m.register_buffer("gaps", torch.zeros_like(torch.ones(2, 6)[:, ::2]))
+
+
+def contiguous_draws(m):
+    rates = torch.empty_strided((3, 2), (1, 3)).fill_(4)
+    m.register_buffer("poisson", torch.poisson(rates))
+    m.register_buffer("gamma", torch._standard_gamma(rates))
+
+
+def overwrites_of_what_is_read(m):
+    m.w = nn.Parameter(torch.randn(4))
+    torch.mul(m.w.data, 2, out=m.w.data)
+    m.register_buffer("part", torch.randn(4))
+    torch.mul(m.part[:2], 3, out=m.part[2:])
+    m.register_buffer("copied", torch.randn(4))
+    m.copied.copy_(m.copied)
+    m.register_buffer("drawn", torch.rand(4))
+    m.drawn.bernoulli_(m.drawn)
+
+
+@pytest.mark.parametrize("construct", [overwrites_of_what_is_read, shallow_copies, like_one_element, contiguous_draws])
+def test_like_eager(construct):
+    check_like_eager(lambda: Case(construct))
+
+
+def test_a_generator_by_position():
+    """`rrelu` hands it on in its place, not by name."""
+
+    def build():
+        generator = torch.Generator().manual_seed(3)
+        noise = torch.empty(9)
+        first = torch.ops.aten.rrelu_with_noise(-torch.ones(9), noise, 0.1, 0.4, True, generator)
+        module = nn.Module()
+        module.w = nn.Parameter(torch.cat([first, torch.rand(3, generator=generator)]))
+        return module
+
+    eager = build()
+    with fastinit.deferred():
+        ours = build()
+    assert torch.equal(fastinit.materialize(ours, seed=0).w, eager.w)
+
+
+def test_a_view_past_the_end():
+    with fastinit.deferred():
+        t = torch.zeros(4)
+        assert torch.equal(t.as_strided((2,), (2,), 1), torch.zeros(2))
+        with pytest.raises(RuntimeError, match="need a storage of 20 bytes, and it has 16"):
+            t.as_strided((2,), (3,), 1)
+    with pytest.raises(RuntimeError):
+        torch.zeros(4).as_strided((2,), (3,), 1)
