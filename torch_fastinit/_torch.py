@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
 import torch
 from torch._C import DispatchKey, DispatchKeySet
 from torch.autograd import profiler
@@ -51,3 +57,63 @@ is_alias_of = torch._C._is_alias_of  # type: ignore[attr-defined]
 make_wrapper_subclass = torch.Tensor._make_wrapper_subclass
 swap_tensor_impl = torch._C._swap_tensor_impl
 conj, neg_view = torch._conj, torch._neg_view
+
+# --- sharded tensors: whoever has one has loaded these modules --------------------------------------------------------
+
+
+def is_dtensor(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is a `torch.distributed.tensor.DTensor`."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local_of(dtensor: Any) -> torch.Tensor:
+    """The shard that this rank holds, itself: `to_local()` would give an alias."""
+    local: torch.Tensor = dtensor._local_tensor
+    return local
+
+
+def spec_of(dtensor: Any) -> Any:
+    """Mesh, placements, and the logical tensor's shape, strides and dtype."""
+    return dtensor._spec
+
+
+def spec_with_dtype(spec: Any, dtype: torch.dtype) -> Any:
+    if spec.tensor_meta.dtype is dtype:
+        return spec
+    return replace(spec, tensor_meta=spec.tensor_meta._replace(dtype=dtype))
+
+
+def set_spec(dtensor: Any, spec: Any) -> Callable[[], object]:
+    """A call, in C, that gives a DTensor another spec."""
+    return partial(object.__setattr__, dtensor, "_spec", spec)
+
+
+def dtensor_around(like: torch.Tensor, local: torch.Tensor, spec: Any) -> torch.Tensor:
+    """A DTensor like another one, around other memory."""
+    cls: Any = type(like)
+    made: torch.Tensor = cls(local, spec, requires_grad=like.requires_grad)
+    return made
+
+
+def mesh_device(spec: Any) -> torch.device:
+    """The device of this rank in the mesh of a spec."""
+    kind: str = spec.mesh.device_type
+    if kind == "cpu":
+        return torch.device("cpu")
+    return torch.device(kind, torch.get_device_module(kind).current_device())
+
+
+def fsdp_parameters(module: torch.nn.Module) -> Iterator[Any]:
+    """What `fully_shard` keeps of each parameter under `module` that it shards."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return
+    for child in module.modules():
+        if isinstance(child, fsdp.FSDPModule):
+            state = child._get_fsdp_state()
+            groups = getattr(state, "_fsdp_param_groups", None)  # torch 2.10 has one of them
+            if groups is None:
+                groups = [group for group in (state._fsdp_param_group,) if group is not None]
+            for group in groups:
+                yield from group.fsdp_params

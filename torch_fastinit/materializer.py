@@ -155,7 +155,8 @@ def plan(
         with outside():
             draws = assign_draws([target for target in targets if isinstance(target.tensor, Deferred)])
             plan = Planner(draws, zeros=unwritten == "zeros").plan(targets, where, dtype)
-            return Plan(tuple(rows(targets, plan, done.writers) if done else rows(targets, plan)))
+            shown = [(target, one) for target, one in zip(targets, plan, strict=True) if target.role != "padding"]
+            return Plan(tuple(rows(shown, done.writers) if done else rows(shown)))
     finally:
         if done:
             try:  # twice, so that an interrupt of the one leaves the other
@@ -212,7 +213,9 @@ def _materialize(
         draws = assign_draws(targets, names)
         plan = Planner(draws, zeros=unwritten == "zeros").plan(targets, where, dtype)
         _refuse_unwritten(plan)
-        refuse_held([one.name for one in plan], deferred)
+        holders = [target.holder if target.sharded else None for target in targets]
+        outer = [(one.name, holder) for one, holder in zip(plan, holders, strict=True) if holder is not None]
+        refuse_held([one.name for one in plan] + [name for name, _ in outer], deferred + [held for _, held in outer])
         executor: Executor
         if replay == "torch":
             executor = ParityExecutor(plan, deferred, 0, draws)
@@ -225,7 +228,7 @@ def _materialize(
         then = [*executor.final_memory(reals), *executor.moved(), *kept]
         if replay is None:
             then += taking(draws, executor.seed)
-        put_in_place([one.name for one in plan], deferred, reals, then)
+        put_in_place([one.name for one in plan], deferred, reals, then, holders)
 
 
 def _check_unwritten(unwritten: str | None) -> None:

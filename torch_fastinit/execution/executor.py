@@ -11,7 +11,7 @@ import torch
 from torch_fastinit.initializers import Initializer, Normal
 from torch_fastinit.ops import Fill, fill
 from torch_fastinit.orthogonal import orthogonal
-from torch_fastinit.planning.fold import Draw, PlannedFill
+from torch_fastinit.planning.fills import Draw, PlannedFill
 from torch_fastinit.planning.planner import Assignment, Copied, Filled, Replayed, Shared, Zeros
 from torch_fastinit.planning.recognize import absorbed, recognize
 from torch_fastinit.recording.generators import OwnGenerators
@@ -140,7 +140,9 @@ class Executor:
         if not (view is one.view or (view.dtype is one.dtype and _same_place(view, one.view))):
             part = torch.empty(0, dtype=view.dtype, device=real.device)
             real = part.set_(real.untyped_storage(), view.offset, view.shape, view.stride)
-        return self._of_draw(real, planned.initializer, planned.draw)
+        bound = self._of_draw(real, planned.initializer, planned.draw)
+        bound.region = planned.box
+        return bound
 
     def _of_draw(self, real: torch.Tensor, initializer: Initializer, draw: Draw | None) -> Fill:
         """The fill of `real` with an initializer that takes its words from `draw`."""
@@ -160,18 +162,24 @@ class Executor:
     # --- replays ------------------------------------------------------------------------------------------------------
 
     def _replay(self) -> None:
-        """Run what could not be filled."""
-        entries = closure([need(self.values[i]) for some in self.replays.values() for i in some])
+        """Run what could not be filled: shards one by one, since each may need a whole logical tensor for a while."""
+        alone = [storage for storage, some in self.replays.items() if any(self.plan[i].shard for i in some)]
+        together = [storage for storage in self.replays if storage not in alone]
+        for storages in (together, *([storage] for storage in alone)):
+            self._replay_for(storages)
+
+    def _replay_for(self, storages: Sequence[Storage]) -> None:
+        entries = closure([need(self.values[i]) for storage in storages for i in self.replays[storage]])
         freeze([entry for entry in entries if entry.random and entry.seeded])
         done = {part for entry in entries for part in absorbed(entry)}
-        self._run([entry for entry in entries if entry not in done])
+        self._run([entry for entry in entries if entry not in done], {one: self.replays[one] for one in storages})
 
-    def _run(self, entries: Sequence[Entry]) -> None:
+    def _run(self, entries: Sequence[Entry], replays: Mapping[Storage, Sequence[int]]) -> None:
         """Run entries, and move and cast each tensor as soon as its storage is complete."""
         replay = Replay(self._randomness)
 
         def done(storage: Storage) -> None:
-            for i in self.replays.get(storage, ()):
+            for i in replays.get(storage, ()):
                 one, real = self.plan[i], replay.tensor(self.values[i])
                 if one.dtype is not real.dtype or one.device != real.device:
                     real = real.to(device=one.device, dtype=one.dtype)
@@ -179,11 +187,11 @@ class Executor:
 
         try:
             replay.run(entries, done)
-            for storage, some in self.replays.items():
+            for storage, some in replays.items():
                 if some[0] not in self.reals:
                     done(storage)
         except Exception as error:
-            left = [i for some in self.replays.values() for i in some if i not in self.reals]
+            left = [i for some in replays.values() for i in some if i not in self.reals]
             if not left:
                 message = f"an operation that was recorded, and whose result is lost, failed: {error}"
                 raise failure(message, error) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torch_fastinit._torch import swap_tensor_impl
+from torch_fastinit._torch import dtensor_around, set_spec, spec_of, spec_with_dtype, swap_tensor_impl
 from torch_fastinit.recording.memory import failure
 from torch_fastinit.recording.tensor import set_class
 
@@ -22,8 +22,12 @@ def put_in_place(
     deferred: Sequence[torch.Tensor],
     reals: Sequence[torch.Tensor],
     then: Iterable[Callable[[], object]] = (),
+    holders: Sequence[torch.Tensor | None] = (),
 ) -> None:
-    """Make each deferred tensor object the real tensor, and make the calls of `then` (see `exchange`): all, or none."""
+    """Make each deferred tensor object the real tensor, and make the calls of `then` (see `exchange`): all, or none.
+
+    `holders` are the DTensors around the deferred tensors, or None: these become like DTensors around the real ones.
+    """
     leaf = [tensor.is_leaf for tensor in deferred]
     order = sorted(range(len(deferred)), key=leaf.__getitem__)  # results of autograd hold leaves
     gradients = [
@@ -35,7 +39,18 @@ def put_in_place(
             news.append(finished(deferred[i], reals[i]))
         except Exception as error:
             raise _refused(names[i], error) from error
-    exchange([names[i] for i in order], [deferred[i] for i in order], news, then, gradients)
+    olds, calls = [deferred[i] for i in order], list(then)
+    order_names = [names[i] for i in order]
+    for name, holder, real in zip(names, holders, reals, strict=False):
+        if holder is not None:
+            spec = spec_with_dtype(spec_of(holder), real.dtype)
+            outer = dtensor_around(holder, real, spec)
+            outer.__dict__.update(holder.__dict__)
+            olds.append(holder)
+            news.append(outer)
+            order_names.append(name)
+            calls.append(set_spec(holder, spec))
+    exchange(order_names, olds, news, calls, gradients)
 
 
 def refuse_held(names: Sequence[str], deferred: Sequence[torch.Tensor]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from torch_fastinit.planning.fold import Draw
+from torch_fastinit.planning.fills import Draw
 from torch_fastinit.planning.recognize import recognize
+from torch_fastinit.planning.shards import origin
 from torch_fastinit.planning.tensors import Target
 from torch_fastinit.recording.replay import closure
 from torch_fastinit.recording.tape import Entry, Tape, Value, covers_all, need
@@ -17,7 +18,7 @@ def assign_draws(targets: Sequence[Target], names: Callable[[str], str] | None =
     """The name and number of every live draw: it belongs to the first name whose value depends on it."""
     draws: dict[Entry, Draw] = {}
     for target in targets:
-        value = target.tensor._value  # type: ignore[attr-defined]
+        value = logical_value(target)
         if value.storage.shared is not None:
             continue
         number = 0
@@ -32,6 +33,28 @@ def assign_draws(targets: Sequence[Target], names: Callable[[str], str] | None =
                 draws[entry] = name, number
                 previous = entry
     return draws
+
+
+def logical_value(target: Target) -> Value:
+    """What one process would have for a deferred target: itself, or what its shard was cut from."""
+    value: Value = target.tensor._value  # type: ignore[attr-defined]
+    if not target.sharded:
+        return value
+    assert target.holder is not None
+    logical = origin(value, target.holder.shape)
+    _refuse_later_draws(target, value, logical)
+    return value if logical is None else logical
+
+
+def _refuse_later_draws(target: Target, local: Value, logical: Value | None) -> None:
+    known = set() if logical is None else set(dependencies(logical))
+    for entry in (*local.storage.writes, *dependencies(local)):
+        if entry.random and not entry.determined and entry not in known:
+            raise RuntimeError(
+                f"{target.name!r}: its shard was drawn by itself ({entry.func}), so the values would depend on the "
+                "number of ranks: initialise the tensor before it is sharded, or by fastinit.init after "
+                "fastinit.materialize; or say which part of a tensor it is, by shards="
+            )
 
 
 def taken_before(draws: Mapping[Entry, Draw], seed: int) -> list[str]:

@@ -1,8 +1,9 @@
 """What a storage holds, as fills.
 
 A storage whose live writes are all fills needs no replay: the fills go straight to where the tensor will live. Copies
-of such a storage are the same fills again. Casts and arithmetic with a number are folded into them as steps of a
-program, each with its own rounding, so that no bit changes (docs/stream.md, section 11).
+of such a storage are the same fills again, and copies of part of it are boxes of them (cut.py). Casts and arithmetic
+with a number are folded into them as steps of a program, each with its own rounding, so that no bit changes
+(docs/stream.md, section 11).
 """
 
 from __future__ import annotations
@@ -16,35 +17,20 @@ import torch
 
 from torch_fastinit.codes import MAX_STEPS, Op
 from torch_fastinit.initializers import PROGRAMMABLE, Constant, Dirac, Eye, Initializer, Normal, Program, Sparse, Step
-from torch_fastinit.ops import RANDOM_DTYPES, Region
+from torch_fastinit.ops import RANDOM_DTYPES
+from torch_fastinit.planning.cut import Copy, copies_of, cut
+from torch_fastinit.planning.fills import Draw, PlannedFill
 from torch_fastinit.planning.inversion import number_of
 from torch_fastinit.planning.recognize import absorbed, recognize
-from torch_fastinit.recording.memory import View
 from torch_fastinit.recording.tape import Entry, Storage, Value, live_writes
 
 aten = torch.ops.aten
-
-#: The name that a draw belongs to, and its number among that name's draws (docs/stream.md, section 2).
-Draw = tuple[str, int]
 
 #: Casts of a float32 normal that are the narrow fill itself: both round the same float32 once, and no bound is clamped.
 _NARROW = frozenset({torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2})
 #: dtypes of a program's steps, float64 by itself; and those that torch can calculate in.
 _REAL = _NARROW | {torch.float32, torch.float64}
 _ARITHMETIC_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
-
-
-@dataclass(slots=True)
-class PlannedFill:
-    """What to write, from which draw, into which part of a storage. Plain data: no tensor, no entry of the tape.
-
-    `draw` is None where nothing is random; `box` is the part of the logical tensor, None for the whole.
-    """
-
-    initializer: Initializer
-    view: View
-    draw: Draw | None = None
-    box: Region | None = None
 
 
 def fold(storage: Storage, draws: Mapping[Entry, Draw], time: float = math.inf) -> list[PlannedFill] | str:
@@ -66,7 +52,12 @@ def fold(storage: Storage, draws: Mapping[Entry, Draw], time: float = math.inf) 
             return f"{_name(entry)}: {how}" if entry.determined else f"{_name(entry)}: no fill has this distribution"
         change = _change(entry)
         if change is None:
-            return _name(entry)
+            copies = copies_of(entry)
+            cuts = [_cut(copy, draws, entry.time) for copy in copies or ()]
+            if copies is None or None in cuts:
+                return _name(entry)
+            fills += [fill for some in cuts for fill in some or ()]
+            continue
         if change.source is change.target:
             folded = [_changed_in_place(fill, change) for fill in fills]
         elif change.source.storage.captured is not None:
@@ -83,6 +74,26 @@ def fold(storage: Storage, draws: Mapping[Entry, Draw], time: float = math.inf) 
         kept = [] if change.source is change.target else fills
         fills = kept + [fill for fill in folded if fill is not None]
     return fills
+
+
+def _cut(copy: Copy, draws: Mapping[Entry, Draw], time: float) -> list[PlannedFill] | None:
+    """What a copy of part of a storage writes, as fills."""
+    if not isinstance(copy.source, Value):
+        return [PlannedFill(Constant(copy.source), copy.target)]
+    if copy.source.storage.captured is not None:
+        return None
+    origin = fold(copy.source.storage, draws, time)
+    source, target = copy.source.view, copy.target
+    if isinstance(origin, str):
+        return None
+    if source.dtype is not target.dtype:
+        casts = [_after(fill, target.dtype, ()) if fill.view.dtype is source.dtype else None for fill in origin]
+        if None in casts:
+            return None
+    fills = cut(origin, copy.source.storage, source, replace(target, dtype=source.dtype))
+    if fills is None or source.dtype is target.dtype:
+        return fills
+    return [fill for part in fills if (fill := _after(part, target.dtype, ())) is not None]
 
 
 def cast_fill(fill: PlannedFill, dtype: torch.dtype) -> PlannedFill | None:

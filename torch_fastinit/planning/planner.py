@@ -13,7 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit.planning.fold import Draw, PlannedFill, cast_fill, fold, short_name
+from torch_fastinit._torch import mesh_device, spec_of
+from torch_fastinit.planning.draws import logical_value
+from torch_fastinit.planning.fills import Draw, PlannedFill
+from torch_fastinit.planning.fold import cast_fill, fold, short_name
 from torch_fastinit.planning.tensors import Target, is_plain_meta
 from torch_fastinit.recording.memory import View
 from torch_fastinit.recording.replay import copy_of
@@ -94,6 +97,14 @@ class Unwritten(Source):
 
 
 @dataclass(slots=True)
+class Shard:
+    """What a rank's tensor is a part of: the logical shape, and torch's placements, as it writes them."""
+
+    shape: tuple[int, ...]
+    placements: str
+
+
+@dataclass(slots=True)
 class Assignment:
     """One tensor of the module: what it will be, and where its values come from. Plain data, as all that it holds.
 
@@ -109,6 +120,7 @@ class Assignment:
     storage: int = -1
     storage_nbytes: int = 0
     whole: bool = True
+    shard: Shard | None = None
 
     @property
     def nbytes(self) -> int:
@@ -123,7 +135,8 @@ def _shared(planner: Planner, target: Target, value: Value, dtype: torch.dtype) 
 
 
 def _unwritten(planner: Planner, target: Target, value: Value, dtype: torch.dtype) -> Source | None:
-    if value.storage.writes or value.shadow.numel() == 0:
+    origin = logical_value(target)
+    if origin.storage.writes or origin.shadow.numel() == 0:
         return None
     if target.lazy:
         return Zeros("nothing writes it, and its module waits for the first forward")
@@ -167,11 +180,16 @@ class Planner:
         self._fold = fold
         self._fills: dict[Storage, list[PlannedFill] | str] = {}
         self._numbers: dict[Storage, int] = {}
+        self._devices: dict[Storage, torch.device] = {}  # of shards: their meshes'
 
     def plan(
         self, targets: Sequence[Target], device: torch.device | None = None, dtype: DtypeRule = None
     ) -> list[Assignment]:
         """One assignment for each of `targets`."""
+        for target in targets:
+            if target.sharded and isinstance(target.tensor, Deferred):
+                where = torch.device("cpu") if target.on_cpu else mesh_device(spec_of(target.holder))
+                self._devices[target.tensor._value.storage] = where
         return [self._assignment(target, device, dtype) for target in targets]
 
     def fills_of(self, storage: Storage) -> list[PlannedFill] | str:
@@ -191,16 +209,21 @@ class Planner:
         value = tensor._value
         storage = value.storage
         before = value.shadow.dtype
-        dtype = before if rule is None else result_dtype(rule, target.name, tensor)
-        where = device or storage.device
-        if target.holder is not None and (dtype is not before or where != storage.device):
+        seen = target.holder if target.holder is not None and target.sharded else tensor
+        dtype = before if rule is None else result_dtype(rule, target.name, seen)
+        where = device or self._devices.get(storage) or storage.device
+        if target.holder is not None and not target.sharded and (dtype is not before or where != storage.device):
             raise RuntimeError(
                 f"{target.name!r} is held by a {type(target.holder).__name__}, which says that it is "
                 f"{before} on {storage.device}, and so cannot be made {dtype} on {where}: call module.to() afterwards"
             )
         source = next(found for resolve in RESOLVERS if (found := resolve(self, target, value, dtype)) is not None)
         number = self._numbers.setdefault(storage, len(self._numbers))
-        return Assignment(target.name, source, dtype, where, value.view, number, storage.nbytes, value.whole)
+        shard = None
+        if target.sharded:
+            assert target.holder is not None
+            shard = Shard(tuple(target.holder.shape), str(spec_of(target.holder).placements))
+        return Assignment(target.name, source, dtype, where, value.view, number, storage.nbytes, value.whole, shard)
 
 
 def result_dtype(dtype: DtypeRule, name: str, tensor: torch.Tensor) -> torch.dtype:

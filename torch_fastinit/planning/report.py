@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
 
 from torch_fastinit.codes import Op
 from torch_fastinit.initializers import Initializer, Program
-from torch_fastinit.planning.draws import dependencies
+from torch_fastinit.planning.draws import dependencies, logical_value
 from torch_fastinit.planning.fold import short_name
 from torch_fastinit.planning.planner import Assignment, Filled, Kept, Replayed, Shared, Zeros
 from torch_fastinit.planning.tensors import Target
@@ -22,7 +22,8 @@ class Row:
     `how` is `"one pass"`, `"replayed"`, `"kept"` (already real), `"shared"` (memory that the constructor got from
     elsewhere), `"copied"` (loaded from a real tensor), `"zeros"` (nothing writes it), `"unwritten"` or `"refused"` (on
     the plain meta device: `materialize` raises unless it is called with `reset=True`). `by` names the methods that
-    `reset=True` runs for it.
+    `reset=True` runs for it. Of a sharded tensor, `shape` is the logical one, `local_shape` and `nbytes` are this
+    rank's, and `placements` are torch's.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Row:
     tied: tuple[str, ...] = ()
     random: bool = False
     by: str = ""
+    local_shape: tuple[int, ...] | None = None
+    placements: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +59,14 @@ class Plan:
         return sum(row.nbytes for row in rows if row.how == how) / total if total else 1.0
 
     def __str__(self) -> str:
-        lines = [("name", "shape", "dtype", "what", "bytes", "how")]
+        sharded = any(row.placements for row in self.rows)
+        lines = [("name", "shape", *(("local", "placements") if sharded else ()), "dtype", "what", "bytes", "how")]
         for row in self.rows:
             name = row.name + (f" (= {', '.join(row.tied)})" if row.tied else "")
             how = row.how + (f": {row.why}" if row.why else "") + (f", by {row.by}" if row.by else "")
-            shape = "x".join(map(str, row.shape)) or "scalar"
-            lines.append((name, shape, short_name(row.dtype), row.what, f"{row.nbytes:,}", how))
+            local = "" if row.local_shape is None else _by(row.local_shape)
+            columns = (local, row.placements) if sharded else ()
+            lines.append((name, _by(row.shape), *columns, short_name(row.dtype), row.what, f"{row.nbytes:,}", how))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
@@ -72,20 +77,17 @@ class Plan:
 
 
 def rows(
-    targets: Sequence[Target],
-    assignments: Sequence[Assignment],
-    writers: Callable[[torch.Tensor], str] = lambda tensor: "",
+    assignments: Iterable[tuple[Target, Assignment]], writers: Callable[[torch.Tensor], str] = lambda tensor: ""
 ) -> Iterator[Row]:
     """One row for each assignment. `writers` names the methods that a tensor's values come from."""
-    for target, one in zip(targets, assignments, strict=True):
+    for target, one in assignments:
         kept = isinstance(one.source, Kept)
         random = not isinstance(one.source, (Kept, Shared)) and any(
-            entry.random
-            for entry in dependencies(target.tensor._value)  # type: ignore[attr-defined]
+            entry.random for entry in dependencies(logical_value(target))
         )
         yield Row(
             name=one.name,
-            shape=tuple(one.view.shape),
+            shape=one.shard.shape if one.shard else tuple(one.view.shape),
             dtype=one.dtype,
             device=one.device,
             what=_describe(one),
@@ -95,7 +97,13 @@ def rows(
             tied=() if kept else tuple(target.others),
             random=random,
             by=writers(target.tensor),
+            local_shape=tuple(one.view.shape) if one.shard else None,
+            placements=one.shard.placements if one.shard else "",
         )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
 
 
 def _describe(one: Assignment) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit.ops import Region
+from torch_fastinit._torch import fsdp_parameters, is_dtensor, local_of
 from torch_fastinit.recording.memory import kept_on_meta
 from torch_fastinit.recording.tape import Value
 from torch_fastinit.recording.tensor import Deferred
@@ -29,14 +29,18 @@ class Target:
 
     name: str
     tensor: torch.Tensor
-    role: str  # "parameter", "buffer" or "attribute"
+    role: str  # "parameter", "buffer", "attribute", or "padding": the memory that `fully_shard` keeps for a shard
     others: list[str] = field(default_factory=list)
     #: Whether it is a parameter of a module that still holds parameters without a shape.
     lazy: bool = False
-    #: The wrapper that holds this one (`unwrap`).
+    #: The wrapper that holds this one (`unwrap`). Of a DTensor, this target has the name, and is this rank's shard.
     holder: torch.Tensor | None = None
-    #: The part of the logical tensor that this one is; None: all of it.
-    box: Region | None = None
+    #: Whether it is a shard that stays in the CPU's memory, whatever the mesh's device (`CPUOffloadPolicy`).
+    on_cpu: bool = False
+
+    @property
+    def sharded(self) -> bool:
+        return self.holder is not None and is_dtensor(self.holder)
 
 
 #: Classes of attributes that hold no tensor: looked at first, since modules have many of them.
@@ -49,6 +53,8 @@ _MEMBERS = frozenset({"_parameters", "_buffers", "_modules"})
 _ENDS = (type, types.ModuleType, types.FrameType, weakref.ref, weakref.ProxyType, weakref.CallableProxyType, Value)
 #: Where classes written in C are from that hold objects but have no attributes: caches, iterators, generators.
 _OPAQUE = frozenset({"builtins", "functools", "itertools"})
+#: Where classes are from whose tensors describe ranks, not a model; or are found elsewhere (`fsdp_parameters`).
+_OF_RANKS = ("torch.distributed.device_mesh", "torch.distributed.tensor._dtensor_spec", "torch.distributed.fsdp._fully")
 _BY_IDENTITY: tuple[Any, ...] = (object.__hash__, torch.Tensor.__hash__)
 
 _WITHOUT_SLOTS = frozenset({torch.Tensor, torch.nn.Parameter, Deferred})
@@ -79,7 +85,7 @@ def _walk(items: _Named, seen: _Seen) -> Iterator[tuple[str, torch.Tensor]]:
     stack = [items]
     while stack:
         for path, item in stack[-1]:
-            if item.__class__ in _PLAIN or issubclass(type(item), _ENDS):
+            if item.__class__ in _PLAIN or issubclass(type(item), _ENDS) or _is_of_ranks(type(item)):
                 continue
             if isinstance(item, torch.Tensor):
                 yield path, item
@@ -89,6 +95,11 @@ def _walk(items: _Named, seen: _Seen) -> Iterator[tuple[str, torch.Tensor]]:
                 break
         else:
             stack.pop()
+
+
+@functools.cache
+def _is_of_ranks(cls: Any) -> bool:
+    return str(cls.__module__).startswith(_OF_RANKS)
 
 
 def _below(path: str, item: Any, seen: _Seen) -> _Named:
@@ -204,6 +215,7 @@ def _attributes(
 def targets_of(module: torch.nn.Module) -> list[Target]:
     """Every tensor of `module` in root order, tied ones once."""
     found: dict[int, Target] = {}
+    shards: set[int] = set()
     modules = list(module.named_modules(remove_duplicate=False))
     members: list[tuple[str, torch.Tensor]] = []
     for role, named in (
@@ -214,16 +226,27 @@ def targets_of(module: torch.nn.Module) -> list[Target]:
         for name, tensor in named:
             known = found.get(id(tensor))
             if known is not None:
-                if name != known.name and name not in known.others:
+                if name != known.name and name not in known.others and id(tensor) not in shards:
                     known.others.append(name)
                 continue
-            found[id(tensor)] = Target(name, tensor, role)
             if role != "attribute":
                 members.append((name, tensor))
+            if is_dtensor(tensor) and local_of(tensor).is_meta:
+                local = local_of(tensor)
+                shards.add(id(local))
+                found[id(tensor)] = found[id(local)] = Target(name, local, role, holder=tensor)
+                continue
+            found[id(tensor)] = Target(name, tensor, role)
             if hasattr(tensor, "__tensor_flatten__"):
-                for path, inner, box in unwrap(name, tensor):
-                    found.setdefault(id(inner), Target(path, inner, "attribute", holder=tensor, box=box))
-    targets = list(found.values())
+                for path, inner in unwrap(name, tensor):
+                    found.setdefault(id(inner), Target(path, inner, "attribute", holder=tensor))
+    targets = list({id(target): target for target in found.values()}.values())
+    for parameter in fsdp_parameters(module):
+        known = found.get(id(parameter.sharded_param))
+        padded = parameter._sharded_param_data
+        if known is not None and known.sharded and padded.is_meta:
+            known.on_cpu = parameter.offload_to_cpu
+            targets.append(Target(f"{known.name}._sharded_param_data", padded, "padding"))
     waiting = [target.name for target in targets if isinstance(target.tensor, UninitializedTensorMixin)]
     if waiting:
         for target in targets:
@@ -242,13 +265,13 @@ def is_plain_meta(tensor: torch.Tensor) -> bool:
     return tensor.is_meta and not kept_on_meta(tensor)
 
 
-def unwrap(name: str, tensor: Any) -> list[tuple[str, torch.Tensor, Region | None]]:
-    """The tensors that hold the contents of `tensor`: their names, and which box of the logical tensor each is.
+def unwrap(name: str, tensor: Any) -> list[tuple[str, torch.Tensor]]:
+    """The tensors that hold the contents of `tensor`, and their names.
 
-    An ordinary tensor holds its own; what a wrapper subclass holds is `name.attribute`, whole.
+    An ordinary tensor holds its own; what a wrapper subclass holds is `name.attribute`.
     """
     if not hasattr(tensor, "__tensor_flatten__"):
-        return [(name, tensor, None)]
+        return [(name, tensor)]
     return [
         found
         for attribute in tensor.__tensor_flatten__()[0]

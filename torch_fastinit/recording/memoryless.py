@@ -20,7 +20,7 @@ def no_memory(shape: Sequence[int], what: str, or_else: str = "") -> RuntimeErro
 
 
 #: Operators that only move or cast what they read.
-_COPIES = frozenset({"clone", "_to_copy", "_unsafe_view", "_reshape_copy"})
+_COPIES = frozenset({"clone", "_to_copy", "_unsafe_view", "_reshape_copy", "cat", "constant_pad_nd"})
 #: Operators that read nothing but the metadata of their arguments.
 _ALLOCATIONS = frozenset(
     f"{prefix}{what}{suffix}"

@@ -40,8 +40,16 @@ _META = torch.device("meta")
 
 def _same(func: Any, args: Any, kwargs: Any) -> Any:
     if isinstance(args[0], Deferred):
-        return wrap(args[0]._value)
+        return wrap(args[0]._value, device=_apparent())
     return func(args[0])  # torch's own C++ code detaches a real tensor and goes for its memory
+
+
+def _apparent(func: Any = None) -> torch.device | None:
+    """Where results seem to be for code in C++: on meta outside a context, so that torch's sharding code takes them.
+
+    But for casts, which take the place of what they cast (`module.to`).
+    """
+    return None if active.tape is not None or func is aten._to_copy.default else _META
 
 
 def _lift(func: Any, args: Any, kwargs: Any) -> Any:
@@ -65,6 +73,16 @@ def _as_strided(func: Any, args: Any, kwargs: Any) -> Any:
             f"{result.storage_offset()} need a storage of {value.span[1]} bytes, and it has {value.storage.nbytes}"
         )
     return result
+
+
+#: Called before a tensor is split, which is the first thing that torch's sharding code does to one.
+BEFORE_SPLIT: list[Callable[[], object]] = []
+
+
+def _split(func: Any, args: Any, kwargs: Any) -> Any:
+    for call in BEFORE_SPLIT:
+        call()
+    return _record_operation(func, args, kwargs)
 
 
 def _overwrite(func: Any, args: Any, kwargs: Any) -> Any:
@@ -97,6 +115,8 @@ _SPECIAL: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.set_.source_Storage: set_storage,
     aten.set_.source_Storage_storage_offset: set_storage,
     aten.as_strided.default: _as_strided,
+    aten.split.Tensor: _split,
+    aten.split_with_sizes.default: _split,
 }
 
 #: What a creation writes into the memory that it allocates: an in-place operator and its arguments, or nothing.
@@ -256,7 +276,7 @@ def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
         sequence = shadows if isinstance(shadows, (list, tuple)) else (shadows,)
         if signature.returns_written and any(shadow is None for shadow in sequence):  # it is silent about one
             return _run_now(func, signature, vargs, vkwargs, written_objects, flat_written, tape)
-        results, outs, aliases = _results(signature, shadows, written_objects, values, device, tape)
+        results, outs, aliases = _results(signature, shadows, written_objects, values, device, tape, _apparent(func))
     if flat_written or not aliases:
         record(tape, func, vargs, vkwargs, flat_written, outs, signature.overwrites, signature.random)
     return results
@@ -383,7 +403,13 @@ def _on_meta(
 
 
 def _results(
-    signature: Signature, shadows: Any, written: list[Any], values: list[Value], device: torch.device, tape: Tape
+    signature: Signature,
+    shadows: Any,
+    written: list[Any],
+    values: list[Value],
+    device: torch.device,
+    tape: Tape,
+    apparent: torch.device | None,
 ) -> tuple[Any, tuple[Value | None, ...], bool]:
     """Results as deferred tensors, the values among them in fresh storages, and whether there are none of these."""
     outs: list[Value | None] = []
@@ -395,11 +421,12 @@ def _results(
         if which is not None:
             results.append(written[which])
         elif isinstance(shadow, torch.Tensor):
-            alias = next((v.storage for v in values if is_alias_of(v.shadow, shadow)), None)
-            value = Value(shadow, alias or Storage(shadow, device, tape))
-            if alias is None:
-                out = value
-            results.append(wrap(value))
+            parent = next((v for v in values if is_alias_of(v.shadow, shadow)), None)
+            if parent is None:
+                out = value = Value(shadow, Storage(shadow, device, tape))
+            else:
+                value = Value(shadow, parent.storage, parent)
+            results.append(wrap(value, device=apparent))
         else:
             results.append(shadow)
         outs.append(out)
@@ -419,6 +446,8 @@ def _create(
     else:
         shadow = func(*transform(args, Value, _shadow), **on_meta)
     value = Value(shadow, Storage(shadow, device, tape))
+    if active.tape is None:
+        value.storage.like = next((arg for arg in args if isinstance(arg, Value)), None)
     write = creation(args, kwargs)
     if write is not None:
         inplace, arguments = write
@@ -426,7 +455,7 @@ def _create(
         generator = kwargs.get("generator") or (args[1] if func._overloadname == "generator" else None)
         keywords = {"generator": generator} if generator is not None else {}
         record(tape, inplace, (value, *arguments), keywords, [value], overwrites=True, random=random)
-    return wrap(value)
+    return wrap(value, device=_apparent())
 
 
 def _empty_like(shadow: torch.Tensor, keywords: dict[str, Any]) -> torch.Tensor:

@@ -33,10 +33,11 @@ class Storage:
     `shared` is real memory that others may read or write at any time: what Python, NumPy or another tensor brought in,
     or what `.numpy()` gave out. Writes to it run at once; operations that only read it get a copy, `captured`, which
     entries alone refer to. Once a tensor in the storage is materialised, its memory is shared with those that are not:
-    `final` finds it, or raises.
+    `final` finds it, or raises. `like` is the value that was asked for `new_*` or `*_like` outside a context: of empty
+    shards nothing else says what they are part of.
     """
 
-    __slots__ = ("_shared", "base", "cache", "captured", "device", "final", "reads", "tape", "writes")
+    __slots__ = ("_shared", "base", "cache", "captured", "device", "final", "like", "reads", "tape", "writes")
 
     def __init__(self, base: torch.Tensor, device: torch.device, tape: Tape):
         self.base = base
@@ -48,6 +49,7 @@ class Storage:
         self.final: Callable[[], torch.UntypedStorage] | None = None
         self.captured: torch.UntypedStorage | None = None
         self.cache: tuple[int, torch.UntypedStorage] | None = None
+        self.like: Value | None = None
 
     @property
     def shared(self) -> torch.UntypedStorage | None:
@@ -63,13 +65,17 @@ class Storage:
 
 
 class Value:
-    """A tensor of the recording: metadata and aliasing in a meta tensor, contents in a storage."""
+    """A tensor of the recording: metadata and aliasing in a meta tensor, contents in a storage.
 
-    __slots__ = ("_span", "_view", "shadow", "storage")
+    `parent` is the value that this one is a view of.
+    """
 
-    def __init__(self, shadow: torch.Tensor, storage: Storage):
+    __slots__ = ("_span", "_view", "parent", "shadow", "storage")
+
+    def __init__(self, shadow: torch.Tensor, storage: Storage, parent: Value | None = None):
         self.shadow = shadow
         self.storage = storage
+        self.parent = parent
         self._span: tuple[int, int, bool] | None = None
         self._view: View | None = None
 

@@ -306,8 +306,8 @@ def as_subclass(data: Deferred, cls: type[torch.Tensor], requires_grad: bool) ->
     return tensor
 
 
-def wrap(value: Value, cls: type[Deferred] = Deferred) -> Deferred:
-    """A deferred tensor that shows `value`."""
+def wrap(value: Value, cls: type[Deferred] = Deferred, device: torch.device | None = None) -> Deferred:
+    """A deferred tensor that shows `value`. Code in C++ sees it on `device`, by default where its storage will be."""
     shadow = value.shadow
     tensor: Deferred = make_wrapper_subclass(
         cls,
@@ -315,7 +315,7 @@ def wrap(value: Value, cls: type[Deferred] = Deferred) -> Deferred:
         strides=shadow.stride(),
         storage_offset=shadow.storage_offset(),
         dtype=shadow.dtype,
-        device=value.storage.device,
+        device=device or value.storage.device,
     )
     torch._C._set_throw_on_mutable_data_ptr(tensor)  # code in C++ gets no address either
     tensor._value = value
@@ -330,7 +330,8 @@ def uninitialized(like: torch.Tensor, device: torch.device, tape: Tape) -> Defer
 
 def become(tensor: Deferred, value: Value) -> None:
     """Let `tensor` show another value, as assigning to `.data` does."""
-    torch._C.TensorBase.data.__set__(tensor, wrap(value))  # type: ignore[attr-defined]
+    device = torch._C.TensorBase.device.__get__(tensor)
+    torch._C.TensorBase.data.__set__(tensor, wrap(value, device=device))  # type: ignore[attr-defined]
     tensor._value = value
 
 

@@ -16,7 +16,16 @@ from collections.abc import Callable
 from typing import Any
 
 from torch_fastinit.forks import lock_before_forks
-from torch_fastinit.recording.patches import capsules, composites, generators, initializers, parameters, threads
+from torch_fastinit.recording.patches import (
+    capsules,
+    composites,
+    generators,
+    initializers,
+    parameters,
+    sharding,
+    threads,
+)
+from torch_fastinit.recording.recorder import BEFORE_SPLIT
 from torch_fastinit.recording.tape import Tape
 
 _lock = lock_before_forks()  # a tape may be collected while it is held
@@ -74,9 +83,21 @@ def patch_while_alive(tape: Tape) -> None:
     """Keep the functions redirected until the last tape is gone."""
     with _lock:
         _add(threads.pool_patches())
+        _add(sharding.sharding_patches())
         # Two of them: should a signal handler raise within a weak reference's callback, Python drops that call.
         _tapes.extend(weakref.ref(tape, _settle) for _ in range(2))
         _settle()
+
+
+def _patch_sharding() -> None:
+    """Redirect torch's sharding code if it has been loaded meanwhile."""
+    if "mesh_scatter" not in _INTERCEPTED:
+        with _lock:
+            _add(sharding.sharding_patches())
+            _settle()
+
+
+BEFORE_SPLIT.append(_patch_sharding)
 
 
 def _settle_at_exit() -> None:
