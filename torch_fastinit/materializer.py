@@ -14,7 +14,7 @@ from torch_fastinit.execution.executor import Executor, unwritten_elements
 from torch_fastinit.execution.meta import Reset, listed
 from torch_fastinit.execution.parity import ParityExecutor
 from torch_fastinit.execution.swap import put_in_place, refuse_held
-from torch_fastinit.planning.draws import assign_draws, taken_before, taking
+from torch_fastinit.planning.draws import assign_draws, pin, taken_before, taking
 from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten
 from torch_fastinit.planning.report import Plan, rows
 from torch_fastinit.planning.tensors import Target, is_plain_meta, targets_of
@@ -165,6 +165,38 @@ def plan(
                 done.settle()
 
 
+def pin_names(module: torch.nn.Module, *, names: Callable[[str], str] | None = None) -> torch.nn.Module:
+    """Fix the names and draw numbers of a deferred module, for parts of it that are materialised by themselves.
+
+    A part has the values that it has in the whole from then on, by whatever names it is materialised: a stage of a
+    pipeline, one block after another, a tied head without its embedding. What is recorded later has names of its own.
+
+    Args:
+        module: the whole module, deferred.
+        names: as for `torch_fastinit.materialize`, of names under `module`. What is pinned goes before a `names` there.
+
+    Returns:
+        `module`.
+
+    Raises:
+        TypeError: `module` is not a module, or `names` returns something that is no string.
+
+    Example:
+        >>> import torch, torch_fastinit as fastinit
+        >>> with fastinit.deferred():
+        ...     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+        >>> last = fastinit.pin_names(model)[1]
+        >>> _ = fastinit.materialize(last, seed=0)  # as "1.weight" and "1.bias"
+        >>> torch.equal(last.weight, fastinit.materialize(model, seed=0)[1].weight)
+        True
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"pin_names() takes a torch.nn.Module, not {type(module).__name__}")
+    with outside():
+        pin(assign_draws([target for target in targets_of(module) if isinstance(target.tensor, Deferred)], names))
+    return module
+
+
 def _all_or_nothing(
     module: torch.nn.Module,
     where: torch.device | None,
@@ -245,8 +277,9 @@ def _warn_of_equal_blocks(executor: Executor) -> None:
             tape.warned = True
         warnings.warn(
             f"{listed(equal)}: other tensors of the same recording were materialised by these names with this seed, so "
-            "these get the same random numbers. Pass names=, which gives a tensor its name in the whole model, as in "
-            'names=lambda name: f"blocks.1.{name}", or another seed',
+            "these get the same random numbers. Call fastinit.pin_names(model) on the whole model first, or pass names=, "
+            'which gives a tensor its name in the whole model, as in names=lambda name: f"blocks.1.{name}", or another '
+            "seed",
             stacklevel=5,
         )
 

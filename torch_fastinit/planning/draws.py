@@ -15,7 +15,7 @@ from torch_fastinit.stream import canonical_name
 
 
 def assign_draws(targets: Sequence[Target], names: Callable[[str], str] | None = None) -> dict[Entry, Draw]:
-    """The name and number of every live draw: it belongs to the first name whose value depends on it."""
+    """The name and number of every live draw: the pinned ones, or those of the first name whose value depends on it."""
     draws: dict[Entry, Draw] = {}
     for target in targets:
         value = logical_value(target)
@@ -26,6 +26,10 @@ def assign_draws(targets: Sequence[Target], names: Callable[[str], str] | None =
         previous: Entry | None = None
         for entry in dependencies(value):
             if entry.random and not entry.determined and entry not in draws:
+                pinned = entry.tape.pinned.get(entry)
+                if pinned is not None:
+                    draws[entry] = pinned
+                    continue
                 if name is None:
                     name = _stream_name(target.name, names)
                 if previous is not None:
@@ -33,6 +37,12 @@ def assign_draws(targets: Sequence[Target], names: Callable[[str], str] | None =
                 draws[entry] = name, number
                 previous = entry
     return draws
+
+
+def pin(draws: Mapping[Entry, Draw]) -> None:
+    """Let these draws have these names and numbers from now on, whatever module they are materialised in."""
+    for entry, draw in draws.items():
+        entry.tape.pinned[entry] = draw
 
 
 def logical_value(target: Target) -> Value:

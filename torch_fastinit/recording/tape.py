@@ -185,6 +185,8 @@ class Tape:
         #: The draws that were materialised, by seed, name and number.
         self.taken: dict[tuple[int, str, int], Entry] = {}
         self.warned = False
+        #: Names and numbers that draws have once and for all.
+        self.pinned: dict[Entry, tuple[str, int]] = {}
         #: A constructor's threads share the tape: times and the order of draws must agree.
         self.lock = threading.RLock()
         self.closed = False
