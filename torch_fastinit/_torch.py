@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import torch
 from torch._C import DispatchKey, DispatchKeySet
 from torch.autograd import profiler
@@ -51,3 +54,34 @@ is_alias_of = torch._C._is_alias_of  # type: ignore[attr-defined]
 make_wrapper_subclass = torch.Tensor._make_wrapper_subclass
 swap_tensor_impl = torch._C._swap_tensor_impl
 conj, neg_view = torch._conj, torch._neg_view
+
+# --- torch.distributed.tensor: looked for, not imported, since it is slow to import -----------------------------------
+
+
+def spec_of(tensor: torch.Tensor) -> Any:
+    """The spec of a DTensor (its mesh, placements, logical shape); None for another tensor."""
+    # Until the module has been imported there is no DTensor; while it is being imported, there may be no name for it.
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return tensor._spec if kind is not None and isinstance(tensor, kind) else None
+
+
+def local_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The local tensor of a DTensor itself, where `to_local()` is an operation that autograd sees."""
+    local: torch.Tensor = tensor._local_tensor  # type: ignore[attr-defined]
+    return local
+
+
+def split_of(placement: Any) -> tuple[int, int] | None:
+    """The dimension that a placement shards and its split factor, 1 for a `Shard`; None if it is no shard."""
+    from torch.distributed.tensor.placement_types import Shard, _StridedShard
+
+    if isinstance(placement, _StridedShard):  # asked first: it may be a subclass of Shard
+        return placement.dim, int(placement.split_factor)
+    return (placement.dim, 1) if isinstance(placement, Shard) else None
+
+
+def shard_order_of(spec: Any) -> list[int] | None:
+    """The order in which the dimensions of the mesh cut a DTensor, where it is another than theirs; else None."""
+    order = getattr(spec, "shard_order", None) or ()
+    cuts = [mesh_dim for entry in order for mesh_dim in entry.mesh_dims]
+    return cuts if any(a > b for entry in order for a, b in zip(entry.mesh_dims, entry.mesh_dims[1:])) else None
