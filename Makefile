@@ -12,13 +12,15 @@ STAMPS  := $(VENV)/.stamps
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.cuh csrc/*.h csrc/*/*.h \
 	tests/support/*.h tests/support/cuda_shim/* tests/support/emulated/*)
 
-.PHONY: help demo test no-aarch64 zoo bench startup lint format build clean
+.PHONY: help demo test test-distributed no-aarch64 zoo bench startup lint format build clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    build two real models, eagerly and with torch_fastinit; print a table and write demo.png"
 	@echo "make test    the whole test suite, doctests and the documentation's snippets; AARCH64=0 leaves out the"
 	@echo "             tests in an emulated aarch64, and the 118 MB that they fetch"
+	@echo "make test-distributed"
+	@echo "             of these, the tests of sharded models, on ranks that are processes of this machine"
 	@echo "make zoo     every transformers architecture of at most 40 million parameters, against eager construction;"
 	@echo "             ARGS='--jobs 2' takes two processes, ARGS=--resume goes on after an interruption"
 	@echo "make bench   fills and models against torch, side by side: tables, JSON and pictures in build/"
@@ -32,6 +34,9 @@ demo: build
 
 test: build $(if $(filter 0,$(AARCH64)),no-aarch64,$(STAMPS)/aarch64)
 	AARCH64=$(AARCH64) $(BIN)/python -m pytest $(ARGS)
+
+test-distributed: build
+	$(BIN)/python -m pytest tests/distributed $(ARGS)
 
 no-aarch64:
 	@echo "AARCH64=0: the tests in an emulated aarch64 will be skipped"

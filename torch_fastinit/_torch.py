@@ -58,24 +58,36 @@ make_wrapper_subclass = torch.Tensor._make_wrapper_subclass
 swap_tensor_impl = torch._C._swap_tensor_impl
 conj, neg_view = torch._conj, torch._neg_view
 
-# --- sharded tensors: whoever has one has loaded these modules --------------------------------------------------------
+# --- torch.distributed.tensor: looked for, not imported, since it is slow to import -----------------------------------
 
 
-def is_dtensor(tensor: torch.Tensor) -> bool:
-    """Whether `tensor` is a `torch.distributed.tensor.DTensor`."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+def spec_of(tensor: torch.Tensor) -> Any:
+    """The spec of a DTensor (its mesh, placements, logical shape); None for another tensor."""
+    # Until the module has been imported there is no DTensor; while it is being imported, there may be no name for it.
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return tensor._spec if kind is not None and isinstance(tensor, kind) else None
 
 
-def local_of(dtensor: Any) -> torch.Tensor:
-    """The shard that this rank holds, itself: `to_local()` would give an alias."""
-    local: torch.Tensor = dtensor._local_tensor
+def local_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The local tensor of a DTensor itself, where `to_local()` is an operation that autograd sees."""
+    local: torch.Tensor = tensor._local_tensor  # type: ignore[attr-defined]
     return local
 
 
-def spec_of(dtensor: Any) -> Any:
-    """Mesh, placements, and the logical tensor's shape, strides and dtype."""
-    return dtensor._spec
+def split_of(placement: Any) -> tuple[int, int] | None:
+    """The dimension that a placement shards and its split factor, 1 for a `Shard`; None if it is no shard."""
+    from torch.distributed.tensor.placement_types import Shard, _StridedShard
+
+    if isinstance(placement, _StridedShard):  # asked first: it may be a subclass of Shard
+        return placement.dim, int(placement.split_factor)
+    return (placement.dim, 1) if isinstance(placement, Shard) else None
+
+
+def shard_order_of(spec: Any) -> list[int] | None:
+    """The order in which the dimensions of the mesh cut a DTensor, where it is another than theirs; else None."""
+    order = getattr(spec, "shard_order", None) or ()
+    cuts = [mesh_dim for entry in order for mesh_dim in entry.mesh_dims]
+    return cuts if any(a > b for entry in order for a, b in zip(entry.mesh_dims, entry.mesh_dims[1:])) else None
 
 
 def spec_with_dtype(spec: Any, dtype: torch.dtype) -> Any:
@@ -106,12 +118,10 @@ def mesh_device(spec: Any) -> torch.device:
 
 def fsdp_parameters(module: torch.nn.Module) -> Iterator[Any]:
     """What `fully_shard` keeps of each parameter under `module` that it shards."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None:
-        return
-    for child in module.modules():
-        if isinstance(child, fsdp.FSDPModule):
-            state = child._get_fsdp_state()
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    for child in module.modules() if kind is not None else ():
+        if isinstance(child, kind):  # type: ignore[arg-type]
+            state: Any = child._get_fsdp_state()
             groups = getattr(state, "_fsdp_param_groups", None)  # torch 2.10 has one of them
             if groups is None:
                 groups = [group for group in (state._fsdp_param_group,) if group is not None]

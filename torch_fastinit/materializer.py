@@ -245,7 +245,7 @@ def _materialize(
         draws = assign_draws(targets, names)
         plan = Planner(draws, zeros=unwritten == "zeros").plan(targets, where, dtype)
         _refuse_unwritten(plan)
-        holders = [target.holder if target.sharded else None for target in targets]
+        holders = [None if target.spec is None else target.holder for target in targets]
         outer = [(one.name, holder) for one, holder in zip(plan, holders, strict=True) if holder is not None]
         refuse_held([one.name for one in plan] + [name for name, _ in outer], deferred + [held for _, held in outer])
         executor: Executor
@@ -277,9 +277,9 @@ def _warn_of_equal_blocks(executor: Executor) -> None:
             tape.warned = True
         warnings.warn(
             f"{listed(equal)}: other tensors of the same recording were materialised by these names with this seed, so "
-            "these get the same random numbers. Call fastinit.pin_names(model) on the whole model first, or pass names=, "
-            'which gives a tensor its name in the whole model, as in names=lambda name: f"blocks.1.{name}", or another '
-            "seed",
+            "these get the same random numbers. Call fastinit.pin_names(model) on the whole model first, or pass "
+            'names=, which gives a tensor its name in the whole model, as in names=lambda name: f"blocks.1.{name}", or '
+            "another seed",
             stacklevel=5,
         )
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "torch_fastinit"
 FLOORS = (
     ("_C", "_torch", "codes", "forks", "stream", "initializers"),
     ("backend",),
-    ("ops", "orthogonal"),
+    ("ops", "orthogonal", "shards"),
     ("recording",),
     ("planning",),
     ("execution",),
@@ -28,7 +28,9 @@ FORBIDDEN = {
     "planning": ("execution", "init", "backend"),
     "execution": ("init",),
     "execution.swap": ("planning.planner",),
-    **dict.fromkeys(("initializers", "stream", "codes", "ops", "backend", "orthogonal"), ("recording", "planning")),
+    **dict.fromkeys(
+        ("initializers", "stream", "codes", "ops", "backend", "orthogonal", "shards"), ("recording", "planning")
+    ),
 }
 #: The one attribute of another module's object that is assigned to: the tape of this thread's context.
 STATE = {"active.tape"}

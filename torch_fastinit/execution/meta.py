@@ -11,13 +11,14 @@ import inspect
 import math
 import re
 from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
+from torch_fastinit._torch import mesh_device, spec_of
 from torch_fastinit.execution.swap import exchange
 from torch_fastinit.planning.tensors import Target, is_plain_meta
 from torch_fastinit.planning.written import contents, is_written
@@ -26,6 +27,7 @@ from torch_fastinit.recording.context import deferred
 from torch_fastinit.recording.memory import failure
 from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, clock, live_writes
 from torch_fastinit.recording.tensor import Deferred, adopt, as_subclass, wrap
+from torch_fastinit.shards import checked_part, local_part
 
 aten = torch.ops.aten
 
@@ -67,8 +69,14 @@ class Reset:
         self._meta = [target for target in targets if is_plain_meta(target.tensor)]
         chosen = {id(target.tensor) for target in self._meta}
         self._others = [
-            target for target in targets if id(target.tensor) not in chosen and _has_contents(target.tensor)
+            target
+            for target in targets
+            if id(target.tensor) not in chosen and target.spec is None and _has_contents(target.tensor)
         ]
+        #: DTensors, and the deferred tensors of their logical shapes that the methods write to instead.
+        held = [target.tensor if target.holder is None else target.holder for target in targets]
+        self._sharded = [tensor for tensor in held if spec_of(tensor) is not None]
+        self._logical: dict[int, Deferred] = {}
         self._placed: Sequence[_Placed] = []
         self._kept: list[bool] = []
         # Methods leave marks on modules ("already initialised") and tie tensors: both are undone with the rest.
@@ -85,7 +93,7 @@ class Reset:
         When a method needs arguments, a tensor is not reset, or is reset in two ways, that is an error.
         """
         for target in self._meta:
-            if target.holder is not None:
+            if target.holder is not None and target.spec is None:
                 raise RuntimeError(
                     f"{target.name!r} is held by a {type(target.holder).__name__} on the meta device, which the "
                     "module's own methods cannot reset: call materialize(reset=True) before the module is wrapped or "
@@ -118,7 +126,10 @@ class Reset:
                     message = f"{target.name!r} could not be replaced while it is reset: {error}"
                     raise failure(message, error) from error
             self._exchange(placed, placed)
-            for path, module in _children_first(self._module, {id(target.tensor) for target in self._meta}):
+            self._logical = {id(held): _logical_stand_in(held, device) for held in self._sharded}
+            _replace(self._module, self._logical)
+            chosen = {id(self._logical.get(id(target.holder), target.tensor)) for target in self._meta}
+            for path, module in _children_first(self._module, chosen):
                 # transformers' mark of what it need not initialise again: that is lost now.
                 module.__dict__.pop("_is_hf_initialized", None)
                 for name in _methods(module, path):
@@ -126,11 +137,25 @@ class Reset:
                     getattr(module, name)()
                     parts = {id(part) for part in module.modules()}
                     self.calls.append(_Call(module, f"{path}.{name}" if path else name, start, next(clock), parts))
+            found = _replace(self._module, {id(self._logical[id(held)]): held for held in self._sharded})
+            for target in self._meta:
+                if target.spec is not None:
+                    logical = self._logical[id(target.holder)]
+                    if id(logical) not in found:
+                        raise RuntimeError(
+                            f"{target.name!r} is sharded, and one of the methods that reset the module puts another "
+                            "tensor in its place: build the module inside fastinit.deferred() before it is sharded"
+                        )
+                    _shard(target, logical)
         self._give_back(len(self._meta))
 
     def _check(self) -> None:
         """Raise if one of the plain meta tensors is not determined by what ran."""
-        values = [(target, target.tensor._value) for target in self._meta]  # type: ignore[attr-defined]
+        values = [
+            (target, self._logical.get(id(target.holder), target.tensor)._value)  # type: ignore[attr-defined]
+            for target in self._meta
+            if target.role != "padding"
+        ]
         lost = [target.name for target, value in values if not is_written(value)]
         if lost:
             raise RuntimeError(
@@ -149,8 +174,14 @@ class Reset:
 
     def writers(self, tensor: torch.Tensor) -> str:
         """The methods that a tensor's values come from."""
+        tensor = self._written.get(id(tensor), tensor)
         storage = tensor._value.storage if isinstance(tensor, Deferred) else None
         return ", ".join(self.calls[i].name for i in sorted(self._live(storage))) if storage is not None else ""
+
+    @property
+    def _written(self) -> dict[int, Deferred]:
+        """By the `id` of a shard: the logical tensor that it was cut from."""
+        return {id(target.tensor): self._logical[id(target.holder)] for target in self._meta if target.spec is not None}
 
     def _give_back(self, left: int) -> None:
         """Take the stand-ins away, but for the first ones, from objects that have not become real meanwhile."""
@@ -224,6 +255,52 @@ def _stand_in(tensor: torch.Tensor, device: torch.device | None, memory: dict[in
             new.requires_grad_(tensor.requires_grad)
     new.__dict__.update({name: item for name, item in tensor.__dict__.items() if name != "_value"})
     return new
+
+
+def _logical_stand_in(held: torch.Tensor, device: torch.device | None) -> Deferred:
+    """A deferred tensor of a DTensor's logical shape, not written yet."""
+    tape = active.tape
+    assert tape is not None
+    meta = spec_of(held).tensor_meta
+    with outside():
+        shadow = torch.empty_strided(meta.shape, meta.stride, dtype=meta.dtype, device="meta")
+        new = wrap(Value(shadow, Storage(shadow, device or mesh_device(spec_of(held)), tape)))
+        if isinstance(held, torch.nn.Parameter):
+            new = as_subclass(new, torch.nn.Parameter, False)
+        new.requires_grad_(held.requires_grad)
+    new.__dict__.update(held.__dict__)
+    return new
+
+
+def _shard(target: Target, logical: Deferred) -> None:
+    """Record the cut of the logical tensor into the shard `target`, by its placements, and zeros around that."""
+    local = target.tensor
+    assert isinstance(local, Deferred)
+    storage = local._value.storage
+    storage.like = logical._value
+    part = checked_part(target.spec, local, repr(target.name))
+    with torch.no_grad():
+        if not local._value.whole:
+            wrap(Value(storage.base, storage)).zero_()
+        if part.partial:
+            raise NotImplementedError(
+                f"{target.name!r} has placements {target.spec.placements}: a Partial one is not reset, since its terms "
+                "are not the module's business; redistribute it first, or initialise it by fastinit.init afterwards"
+            )
+        if local.numel():
+            local.copy_(local_part(logical, part))
+
+
+def _replace(module: torch.nn.Module, new: Mapping[int, torch.Tensor]) -> set[int]:
+    """Put other tensors in place of those of these `id`s that modules hold by name; which of them were found."""
+    found: set[int] = set()
+    for child in module.modules():
+        for dictionary in _dictionaries(child):
+            for name, item in dictionary.items():
+                if id(item) in new:
+                    found.add(id(item))
+                    dictionary[name] = new[id(item)]
+    return found
 
 
 def _copy(source: Value, tape: Tape) -> Value:

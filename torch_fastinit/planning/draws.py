@@ -48,10 +48,9 @@ def pin(draws: Mapping[Entry, Draw]) -> None:
 def logical_value(target: Target) -> Value:
     """What one process would have for a deferred target: itself, or what its shard was cut from."""
     value: Value = target.tensor._value  # type: ignore[attr-defined]
-    if not target.sharded:
+    if target.spec is None:
         return value
-    assert target.holder is not None
-    logical = origin(value, target.holder.shape)
+    logical = origin(value, target.spec.shape)
     _refuse_later_draws(target, value, logical)
     return value if logical is None else logical
 

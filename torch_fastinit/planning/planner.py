@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit._torch import mesh_device, spec_of
+from torch_fastinit._torch import mesh_device
 from torch_fastinit.planning.draws import logical_value
 from torch_fastinit.planning.fills import Draw, PlannedFill
 from torch_fastinit.planning.fold import cast_fill, fold, short_name
@@ -187,8 +187,8 @@ class Planner:
     ) -> list[Assignment]:
         """One assignment for each of `targets`."""
         for target in targets:
-            if target.sharded and isinstance(target.tensor, Deferred):
-                where = torch.device("cpu") if target.on_cpu else mesh_device(spec_of(target.holder))
+            if target.spec is not None and isinstance(target.tensor, Deferred):
+                where = torch.device("cpu") if target.on_cpu else mesh_device(target.spec)
                 self._devices[target.tensor._value.storage] = where
         return [self._assignment(target, device, dtype) for target in targets]
 
@@ -209,20 +209,18 @@ class Planner:
         value = tensor._value
         storage = value.storage
         before = value.shadow.dtype
-        seen = target.holder if target.holder is not None and target.sharded else tensor
+        seen = tensor if target.holder is None else target.holder
         dtype = before if rule is None else result_dtype(rule, target.name, seen)
         where = device or self._devices.get(storage) or storage.device
-        if target.holder is not None and not target.sharded and (dtype is not before or where != storage.device):
+        if target.holder is not None and target.spec is None and (dtype is not before or where != storage.device):
             raise RuntimeError(
                 f"{target.name!r} is held by a {type(target.holder).__name__}, which says that it is "
                 f"{before} on {storage.device}, and so cannot be made {dtype} on {where}: call module.to() afterwards"
             )
         source = next(found for resolve in RESOLVERS if (found := resolve(self, target, value, dtype)) is not None)
         number = self._numbers.setdefault(storage, len(self._numbers))
-        shard = None
-        if target.sharded:
-            assert target.holder is not None
-            shard = Shard(tuple(target.holder.shape), str(spec_of(target.holder).placements))
+        spec = target.spec
+        shard = None if spec is None else Shard(tuple(spec.shape), str(spec.placements))
         return Assignment(target.name, source, dtype, where, value.view, number, storage.nbytes, value.whole, shard)
 
 

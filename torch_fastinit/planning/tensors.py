@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit._torch import fsdp_parameters, is_dtensor, local_of
+from torch_fastinit._torch import fsdp_parameters, local_of, spec_of
 from torch_fastinit.recording.memory import kept_on_meta
 from torch_fastinit.recording.tape import Value
 from torch_fastinit.recording.tensor import Deferred
@@ -33,14 +33,12 @@ class Target:
     others: list[str] = field(default_factory=list)
     #: Whether it is a parameter of a module that still holds parameters without a shape.
     lazy: bool = False
-    #: The wrapper that holds this one (`unwrap`). Of a DTensor, this target has the name, and is this rank's shard.
+    #: The wrapper that holds this one (`unwrap`). Of a DTensor, which has a `spec`, the target has the name, and is the
+    #: shard of this rank.
     holder: torch.Tensor | None = None
+    spec: Any = None
     #: Whether it is a shard that stays in the CPU's memory, whatever the mesh's device (`CPUOffloadPolicy`).
     on_cpu: bool = False
-
-    @property
-    def sharded(self) -> bool:
-        return self.holder is not None and is_dtensor(self.holder)
 
 
 #: Classes of attributes that hold no tensor: looked at first, since modules have many of them.
@@ -85,7 +83,7 @@ def _walk(items: _Named, seen: _Seen) -> Iterator[tuple[str, torch.Tensor]]:
     stack = [items]
     while stack:
         for path, item in stack[-1]:
-            if item.__class__ in _PLAIN or issubclass(type(item), _ENDS) or _is_of_ranks(type(item)):
+            if item.__class__ in _PLAIN or issubclass(type(item), _ENDS) or _is_of_ranks(item.__class__):
                 continue
             if isinstance(item, torch.Tensor):
                 yield path, item
@@ -97,7 +95,7 @@ def _walk(items: _Named, seen: _Seen) -> Iterator[tuple[str, torch.Tensor]]:
             stack.pop()
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1 << 12)
 def _is_of_ranks(cls: Any) -> bool:
     return str(cls.__module__).startswith(_OF_RANKS)
 
@@ -231,10 +229,11 @@ def targets_of(module: torch.nn.Module) -> list[Target]:
                 continue
             if role != "attribute":
                 members.append((name, tensor))
-            if is_dtensor(tensor) and local_of(tensor).is_meta:
+            spec = spec_of(tensor)
+            if spec is not None and local_of(tensor).is_meta:
                 local = local_of(tensor)
                 shards.add(id(local))
-                found[id(tensor)] = found[id(local)] = Target(name, local, role, holder=tensor)
+                found[id(tensor)] = found[id(local)] = Target(name, local, role, holder=tensor, spec=spec)
                 continue
             found[id(tensor)] = Target(name, tensor, role)
             if hasattr(tensor, "__tensor_flatten__"):
@@ -244,7 +243,7 @@ def targets_of(module: torch.nn.Module) -> list[Target]:
     for parameter in fsdp_parameters(module):
         known = found.get(id(parameter.sharded_param))
         padded = parameter._sharded_param_data
-        if known is not None and known.sharded and padded.is_meta:
+        if known is not None and known.spec is not None and padded.is_meta:
             known.on_cpu = parameter.offload_to_cpu
             targets.append(Target(f"{known.name}._sharded_param_data", padded, "padding"))
     waiting = [target.name for target in targets if isinstance(target.tensor, UninitializedTensorMixin)]

@@ -44,7 +44,9 @@ def _redirect(name: str, function: Any) -> types.CodeType:
     parameters = list(inspect.signature(function).parameters.values())
     bare = [p.replace(annotation=p.empty, default=p.empty) for p in parameters]
     stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    arguments = ", ".join(stars.get(p.kind, "") + p.name for p in parameters)
+    arguments = ", ".join(
+        f"{p.name}={p.name}" if p.kind is p.KEYWORD_ONLY else stars.get(p.kind, "") + p.name for p in parameters
+    )
     source = (
         f"def redirected{inspect.Signature(bare)}:\n"
         f"    from torch_fastinit.recording.patches.switch import intercepted\n"
