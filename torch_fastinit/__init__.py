@@ -12,15 +12,18 @@ from torch_fastinit.forks import lock_before_forks
 from torch_fastinit.stream import stream_id
 
 if TYPE_CHECKING:
-    from torch_fastinit.materializer import materialize, plan
+    from torch_fastinit.materializer import materialize, pin_names, plan
+    from torch_fastinit.ops import Region
     from torch_fastinit.recording.context import deferred, is_deferred, skip_init
 
 __all__ = [
+    "Region",
     "backends",
     "deferred",
     "init",
     "is_deferred",
     "materialize",
+    "pin_names",
     "plan",
     "random_bits_",
     "skip_init",
@@ -34,7 +37,9 @@ __version__ = "0.1.0"
 _LATER = {
     "deferred": "recording.context",
     "is_deferred": "recording.context",
+    "Region": "ops",
     "materialize": "materializer",
+    "pin_names": "materializer",
     "plan": "materializer",
     "skip_init": "recording.context",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch_fastinit.execution.executor import Executor, unwritten_elements
 from torch_fastinit.execution.meta import Reset, listed
 from torch_fastinit.execution.parity import ParityExecutor
 from torch_fastinit.execution.swap import put_in_place, refuse_held
+from torch_fastinit.ops import Region
 from torch_fastinit.planning.draws import assign_draws, pin, taken_before, taking
 from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten
 from torch_fastinit.planning.report import Plan, rows
@@ -22,6 +23,9 @@ from torch_fastinit.recording.active import outside, surroundings
 from torch_fastinit.recording.memory import poison, poisoned_with
 from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.stream import draw_seed, to_signed
+
+#: Of which part of a larger tensor the tensor of a name is.
+Shards = Mapping[str, Region] | Callable[[str], "Region | None"] | None
 
 
 def materialize(
@@ -35,6 +39,7 @@ def materialize(
     verify: bool = False,
     reset: bool = False,
     unwritten: Literal["zeros"] | None = None,
+    shards: Shards = None,
 ) -> torch.nn.Module:
     """Give every deferred tensor of `module` its memory and its value, in place.
 
@@ -61,6 +66,10 @@ def materialize(
             not be those of the constructor: `plan(module, reset=True)` says which method fills what.
         unwritten: `"zeros"` for parameters that nothing writes, which are an error otherwise. In a module that still
             holds lazy parameters they become zeros by themselves: the first forward initialises it.
+        shards: for tensors that were built as parts of larger ones without DTensors, as Megatron's layers are: a
+            mapping from names to `torch_fastinit.Region(shape, offsets)`, or a function from a name to one or None.
+            What was recorded is then written as that part of a tensor of `shape`. Bounds that an initialiser took from
+            the shape of the part, such as a fan, stay what they are.
 
     Returns:
         `module`.
@@ -73,8 +82,10 @@ def materialize(
             is not there; memory ran out (a `torch.OutOfMemoryError` stays one); a recorded operation failed. The
             message names the tensors, and the module is as it was. So it is after an interrupt, or it is materialised,
             whenever that came.
-        ValueError: `replay` is neither None nor `"torch"`, or `seed` is given with it; `unwritten` is neither None nor
-            `"zeros"`.
+        ValueError: `replay` is neither None nor `"torch"`, or `seed` or `shards` is given with it; `unwritten` is
+            neither None nor `"zeros"`; `shards` has a name that no deferred tensor has, a region that its tensor is no
+            part of, or one of a tensor whose parts cannot be told: a DTensor, or one that is replayed or written in
+            parts.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -95,13 +106,15 @@ def materialize(
         raise ValueError(
             'replay="torch" takes its random numbers from torch\'s generator: use torch.manual_seed(), not seed='
         )
+    if replay is not None and shards is not None:
+        raise ValueError('replay="torch" gives the values of eager construction, which knows no shards')
     where = None if device is None else torch.device(device)
     if seed is not None:
         seed = to_signed(operator.index(seed))
     back = _surroundings()
     try:
         gc.disable()  # what is made here is no garbage, and looking for some would take as long as all the rest
-        _all_or_nothing(module, where, dtype, seed, names, replay, verify, reset, unwritten)
+        _all_or_nothing(module, where, dtype, seed, names, replay, verify, reset, unwritten, shards)
     finally:
         try:  # twice, so that an interrupt of the one leaves the other
             back()
@@ -117,19 +130,20 @@ def plan(
     dtype: DtypeRule = None,
     reset: bool = False,
     unwritten: Literal["zeros"] | None = None,
+    shards: Shards = None,
 ) -> Plan:
     """What `torch_fastinit.materialize` would do with `module`, tensor by tensor.
 
     Args:
         module: any module.
-        device, dtype, reset, unwritten: as for `torch_fastinit.materialize`.
+        device, dtype, reset, unwritten, shards: as for `torch_fastinit.materialize`.
 
     Returns:
         A `Plan`: one row a tensor, in root order (parameters, buffers, other attributes). It prints as a table.
 
     Raises:
         TypeError: `module` is not a module, or `dtype` is not a dtype or a function that returns one.
-        ValueError: `unwritten` is neither None nor `"zeros"`.
+        ValueError: `unwritten` is neither None nor `"zeros"`; what `torch_fastinit.materialize` raises of `shards`.
         RuntimeError: with `reset=True`, what `torch_fastinit.materialize` raises of it.
 
     Example:
@@ -154,7 +168,8 @@ def plan(
             targets = targets_of(module)
         with outside():
             draws = assign_draws([target for target in targets if isinstance(target.tensor, Deferred)])
-            plan = Planner(draws, zeros=unwritten == "zeros").plan(targets, where, dtype)
+            regions = _regions(shards, targets)
+            plan = Planner(draws, zeros=unwritten == "zeros", regions=regions).plan(targets, where, dtype)
             shown = [(target, one) for target, one in zip(targets, plan, strict=True) if target.role != "padding"]
             return Plan(tuple(rows(shown, done.writers) if done else rows(shown)))
     finally:
@@ -207,16 +222,17 @@ def _all_or_nothing(
     verify: bool,
     reset: bool,
     unwritten: str | None,
+    shards: Shards,
 ) -> None:
     targets = targets_of(module)
     done = Reset(module, targets) if reset else None
     if not done:
         _refuse_plain_meta(targets)
-        _materialize(targets, where, dtype, seed, names, replay, verify, unwritten)
+        _materialize(targets, where, dtype, seed, names, replay, verify, unwritten, shards)
         return
     try:
         done.run(where)
-        _materialize(targets_of(module), where, dtype, seed, names, replay, verify, unwritten, [done.keep])
+        _materialize(targets_of(module), where, dtype, seed, names, replay, verify, unwritten, shards, [done.keep])
         done.keep()
     finally:
         try:  # twice, so that an interrupt of the one leaves the other
@@ -234,6 +250,7 @@ def _materialize(
     replay: str | None,
     verify: bool,
     unwritten: str | None,
+    shards: Shards,
     kept: Sequence[Callable[[], object]] = (),
 ) -> None:
     """`kept` is called, without an interrupt in between, when the tensors are put in place."""
@@ -243,7 +260,8 @@ def _materialize(
     deferred: list[Any] = [target.tensor for target in targets]
     with outside():
         draws = assign_draws(targets, names)
-        plan = Planner(draws, zeros=unwritten == "zeros").plan(targets, where, dtype)
+        regions = _regions(shards, targets)
+        plan = Planner(draws, zeros=unwritten == "zeros", regions=regions).plan(targets, where, dtype)
         _refuse_unwritten(plan)
         holders = [None if target.spec is None else target.holder for target in targets]
         outer = [(one.name, holder) for one, holder in zip(plan, holders, strict=True) if holder is not None]
@@ -261,6 +279,21 @@ def _materialize(
         if replay is None:
             then += taking(draws, executor.seed)
         put_in_place([one.name for one in plan], deferred, reals, then, holders)
+
+
+def _regions(shards: Shards, targets: Sequence[Target]) -> Callable[[str], Region | None]:
+    """`shards` as a function; all its names must be those of deferred tensors."""
+    if shards is None:
+        return lambda name: None
+    if callable(shards):
+        return shards
+    known = {
+        name for target in targets if isinstance(target.tensor, Deferred) for name in (target.name, *target.others)
+    }
+    unknown = [name for name in shards if name not in known]
+    if unknown:
+        raise ValueError(f"shards: no deferred tensor of the module has the name {listed(unknown)}")
+    return shards.get
 
 
 def _check_unwritten(unwritten: str | None) -> None:

@@ -47,7 +47,17 @@ _library.define(
 
 @dataclass(slots=True, unsafe_hash=True)
 class Region:
-    """The box `[offsets, offsets + tensor.shape)` of a logical tensor of shape `shape`."""
+    """The box `[offsets, offsets + tensor.shape)` of a logical tensor of shape `shape`.
+
+    Example:
+        >>> import torch, torch_fastinit as fastinit
+        >>> with fastinit.deferred():
+        ...     rows = torch.nn.Linear(4, 3)  # rows 3 to 5 of a layer with 6 outputs
+        >>> part = {"weight": fastinit.Region((6, 4), (3, 0)), "bias": fastinit.Region((6,), (3,))}
+        >>> whole = fastinit.materialize(fastinit.skip_init(torch.nn.Linear, 4, 6), seed=0)
+        >>> torch.equal(fastinit.materialize(rows, seed=0, shards=part).weight, whole.weight[3:])
+        True
+    """
 
     shape: tuple[int, ...]
     offsets: tuple[int, ...]

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from torch_fastinit._torch import mesh_device
+from torch_fastinit.initializers import Constant
+from torch_fastinit.ops import Region
 from torch_fastinit.planning.draws import logical_value
 from torch_fastinit.planning.fills import Draw, PlannedFill
 from torch_fastinit.planning.fold import cast_fill, fold, short_name
@@ -174,9 +176,17 @@ RESOLVERS: tuple[Callable[[Planner, Target, Value, torch.dtype], Source | None],
 class Planner:
     """Asks the resolvers about every tensor. To be used under `outside()`."""
 
-    def __init__(self, draws: Mapping[Entry, Draw], *, fold: bool = True, zeros: bool = False) -> None:
+    def __init__(
+        self,
+        draws: Mapping[Entry, Draw],
+        *,
+        fold: bool = True,
+        zeros: bool = False,
+        regions: Callable[[str], Region | None] = lambda name: None,
+    ) -> None:
         self._draws = draws
         self.zeros = zeros  # whether parameters that nothing writes become zeros
+        self._regions = regions
         self._fold = fold
         self._fills: dict[Storage, list[PlannedFill] | str] = {}
         self._numbers: dict[Storage, int] = {}
@@ -220,8 +230,45 @@ class Planner:
         source = next(found for resolve in RESOLVERS if (found := resolve(self, target, value, dtype)) is not None)
         number = self._numbers.setdefault(storage, len(self._numbers))
         spec = target.spec
+        region = next((found for name in (target.name, *target.others) if (found := self._regions(name))), None)
         shard = None if spec is None else Shard(tuple(spec.shape), str(spec.placements))
+        if region is not None:
+            shard = Shard(region.shape, f"at {region.offsets}")
+            source = in_region(source, region, target, value)
         return Assignment(target.name, source, dtype, where, value.view, number, storage.nbytes, value.whole, shard)
+
+
+def in_region(source: Source, region: Region, target: Target, value: Value) -> Source:
+    """`source`, which was recorded for a tensor of the shard's shape, as that part of a larger tensor."""
+    shape, name = tuple(value.shadow.shape), target.name
+    if target.spec is not None:
+        raise ValueError(f"shards: {name!r} is a DTensor, which says itself what part it is")
+    inside = len(region.shape) == len(region.offsets) == len(shape) and all(
+        start >= 0 and start + size <= whole
+        for start, size, whole in zip(region.offsets, shape, region.shape, strict=True)
+    )
+    if not inside:
+        raise ValueError(
+            f"shards: {name!r} has shape {shape}, which is no part at {region.offsets} of a tensor of shape "
+            f"{region.shape}"
+        )
+    if isinstance(source, Zeros) or not math.prod(shape):
+        return source
+    if not isinstance(source, Filled):
+        raise ValueError(f"shards: {name!r} cannot be cut to a part, since it is {source.how}: {source.why}")
+    return replace(source, fills=[_in_region(fill, region, name, value.view) for fill in source.fills])
+
+
+def _in_region(fill: PlannedFill, region: Region, name: str, view: View) -> PlannedFill:
+    if isinstance(fill.initializer, Constant):
+        return fill
+    at = (fill.view.offset, fill.view.shape, fill.view.stride)
+    if fill.box is not None or at != (view.offset, view.shape, view.stride):
+        raise ValueError(
+            f"shards: {name!r} is written in parts, of which nothing says where they are in a tensor of shape "
+            f"{region.shape}"
+        )
+    return replace(fill, box=region)
 
 
 def result_dtype(dtype: DtypeRule, name: str, tensor: torch.Tensor) -> torch.dtype:
