@@ -318,7 +318,7 @@ def _warn_of_equal_blocks(executor: Executor) -> None:
 
 
 def _refuse_plain_meta(targets: Sequence[Target]) -> None:
-    lost = [target.name for target in targets if is_plain_meta(target.tensor)]
+    lost = [target.name for target in targets if is_plain_meta(target.tensor) and target.role != "padding"]
     if lost:
         raise RuntimeError(
             f"{listed(lost)}: on the meta device, but not from fastinit.deferred(), so what the constructor did to "

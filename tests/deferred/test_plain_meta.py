@@ -465,10 +465,12 @@ def test_wrappers():
     try:
         model = on_meta(lambda: nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)))
         fully_shard(model, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (2,)))
-        for how in ({}, {"reset": True}):
-            with pytest.raises(RuntimeError, match=re.escape("'0.weight._local_tensor'")):
-                fastinit.materialize(model, **how)
-            assert all(p.is_meta for p in model.parameters())
+        with pytest.raises(RuntimeError, match=r"'0\.weight', '0\.bias', '1\.weight', '1\.bias': on the meta device"):
+            fastinit.materialize(model)
+        assert all(p.is_meta for p in model.parameters())
+        fastinit.materialize(model, seed=0, reset=True)
+        whole = fastinit.materialize(on_meta(lambda: nn.Linear(8, 8)), seed=0, reset=True, names=lambda n: f"0.{n}")
+        assert torch.equal(model[0].weight.to_local(), whole.weight[:4])
     finally:
         destroy_process_group()
 

@@ -227,10 +227,11 @@ class Planner:
                 f"{target.name!r} is held by a {type(target.holder).__name__}, which says that it is "
                 f"{before} on {storage.device}, and so cannot be made {dtype} on {where}: call module.to() afterwards"
             )
-        source = next(found for resolve in RESOLVERS if (found := resolve(self, target, value, dtype)) is not None)
+        source = next(s for resolve in RESOLVERS if (s := resolve(self, target, value, dtype)) is not None)
         number = self._numbers.setdefault(storage, len(self._numbers))
         spec = target.spec
-        region = next((found for name in (target.name, *target.others) if (found := self._regions(name))), None)
+        names = (target.name, *target.others)
+        region = next((found for name in names if (found := self._regions(name)) is not None), None)
         shard = None if spec is None else Shard(tuple(spec.shape), str(spec.placements))
         if region is not None:
             shard = Shard(region.shape, f"at {region.offsets}")

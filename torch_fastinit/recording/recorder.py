@@ -7,7 +7,6 @@ does to memory. Where a result's shape, or memory that NumPy sees too, depends o
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_fastinit._torch import dispatch_depth, is_alias_of, push_dispatch_mode
 from torch_fastinit.recording.active import active, outside
+from torch_fastinit.recording.creations import CONTIGUOUS, CREATIONS, EMPTY_SHAPED, SHAPES, Creation, empty_like
 from torch_fastinit.recording.generators import OwnGenerators, generator_by_name, is_default, same_state, states
 from torch_fastinit.recording.outsiders import mark, run_on_meta, set_storage, set_tensor
 from torch_fastinit.recording.replay import evaluate, run_alone
@@ -119,54 +119,6 @@ _SPECIAL: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.split_with_sizes.default: _split,
 }
 
-#: What a creation writes into the memory that it allocates: an in-place operator and its arguments, or nothing.
-_Creation = Callable[[Any, Any], "tuple[Any, tuple[Any, ...]] | None"]
-
-#: A creation is an allocation and an in-place write: the same bits, and one form less for the planner.
-_CREATIONS: dict[str, _Creation] = {
-    **dict.fromkeys(
-        ("empty", "empty_strided", "empty_like", "empty_permuted", "new_empty", "new_empty_strided"),
-        lambda args, kwargs: None,
-    ),
-    **dict.fromkeys(("zeros", "zeros_like", "new_zeros"), lambda args, kwargs: (aten.zero_.default, ())),
-    **dict.fromkeys(("ones", "ones_like", "new_ones"), lambda args, kwargs: (aten.fill_.Scalar, (1,))),
-    **dict.fromkeys(("full", "full_like"), lambda args, kwargs: (aten.fill_.Scalar, (args[1],))),
-    "new_full": lambda args, kwargs: (aten.fill_.Scalar, (args[2],)),
-    "scalar_tensor": lambda args, kwargs: (aten.fill_.Scalar, (args[0],)),
-    **dict.fromkeys(("rand", "rand_like"), lambda args, kwargs: (aten.uniform_.default, (0.0, 1.0))),
-    **dict.fromkeys(("randn", "randn_like"), lambda args, kwargs: (aten.normal_.default, (0.0, 1.0))),
-    "normal": lambda args, kwargs: (aten.normal_.default, (args[0], args[1])),  # of numbers: see _record_operation
-}
-_EMPTY_SHAPED = frozenset({"zeros", "ones", "rand", "randn", "empty"})
-
-
-def _arange(args: Any, kwargs: Any) -> torch.Tensor:
-    start, end, step = (0, args[0], 1) if len(args) == 1 else (*args, 1)[:3]
-    dtype = kwargs.get("dtype")
-    if dtype is None:
-        dtype = torch.int64 if all(isinstance(n, int) for n in args) else torch.get_default_dtype()
-    return torch.empty(max(0, math.ceil((end - start) / step)), dtype=dtype, device=_META)
-
-
-def _linspace(args: Any, kwargs: Any) -> torch.Tensor:
-    return torch.empty(args[2], dtype=kwargs.get("dtype") or torch.get_default_dtype(), device=_META)
-
-
-def _eye(args: Any, kwargs: Any) -> torch.Tensor:
-    return torch.empty(args[0], args[-1], dtype=kwargs.get("dtype"), device=_META)
-
-
-#: Common operators whose meta functions are written in Python: the first call would import all of torch._dynamo.
-_SHAPES: dict[Any, Callable[[Any, Any], torch.Tensor]] = {
-    aten.arange: _arange,
-    aten.linspace: _linspace,
-    aten.eye: _eye,
-}
-
-
-#: Operators whose result is contiguous, while their meta functions keep the argument's strides.
-_CONTIGUOUS = frozenset({aten.poisson.default, aten._standard_gamma.default})
-
 
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     """Every operation inside a context, and every operation on a deferred tensor outside."""
@@ -240,7 +192,7 @@ def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
     written_objects = [args[i] if i < len(args) else kwargs.get(name) for i, name in signature.writes]
     written = [vargs[i] if i < len(vargs) else vkwargs.get(name) for i, name in signature.writes]
     name = func._schema.name[6:]
-    creation = None if values and (signature.writes or name == "normal") else _CREATIONS.get(name)
+    creation = None if values and (signature.writes or name == "normal") else CREATIONS.get(name)
     if device.type == "meta" or (meta and creation is None):
         return run_on_meta(func, args, kwargs, written_objects)
     if creation is not None:
@@ -263,10 +215,10 @@ def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
         aliases = True
     else:
         try:
-            shape = None if values else _SHAPES.get(func.overloadpacket)
+            shape = None if values else SHAPES.get(func.overloadpacket)
             if shape is not None:
                 shadows = shape(vargs, vkwargs)
-            elif func in _CONTIGUOUS:
+            elif func in CONTIGUOUS:
                 shadows = torch.empty(vargs[0].shadow.shape, dtype=vargs[0].shadow.dtype, device=_META)
             else:
                 on_meta = _on_meta(signature, vkwargs, device, _shadow)
@@ -435,14 +387,14 @@ def _results(
 
 
 def _create(
-    func: Any, args: Any, kwargs: dict[str, Any], device: torch.device, tape: Tape, creation: _Creation, name: str
+    func: Any, args: Any, kwargs: dict[str, Any], device: torch.device, tape: Tape, creation: Creation, name: str
 ) -> Deferred:
     on_meta = _on_meta(signature_of(func), kwargs, device, _shadow)
     on_meta.pop("generator", None)
-    if name in _EMPTY_SHAPED:
+    if name in EMPTY_SHAPED:
         shadow = torch.empty(args[0], **on_meta)
     elif name.endswith("_like"):
-        shadow = _empty_like(args[0].shadow, on_meta)
+        shadow = empty_like(args[0].shadow, on_meta)
     else:
         shadow = func(*transform(args, Value, _shadow), **on_meta)
     value = Value(shadow, Storage(shadow, device, tape))
@@ -456,17 +408,6 @@ def _create(
         keywords = {"generator": generator} if generator is not None else {}
         record(tape, inplace, (value, *arguments), keywords, [value], overwrites=True, random=random)
     return wrap(value, device=_apparent())
-
-
-def _empty_like(shadow: torch.Tensor, keywords: dict[str, Any]) -> torch.Tensor:
-    """`torch.empty_like` as its kernel has it: the meta function has other strides where a dimension has size 1."""
-    keywords = dict(keywords)
-    keep = keywords.get("memory_format") in (None, torch.preserve_format)
-    if keep and torch.ops.aten.is_non_overlapping_and_dense(shadow):
-        keywords.pop("memory_format", None)
-        keywords["dtype"] = keywords.get("dtype") or shadow.dtype
-        return torch.empty_strided(shadow.shape, shadow.stride(), **keywords)
-    return torch.empty_like(shadow, **keywords)
 
 
 def _reshape_in_place(func: Any, args: Any, vargs: Any, vkwargs: Any) -> Any:
