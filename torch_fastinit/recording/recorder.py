@@ -82,7 +82,12 @@ BEFORE_SPLIT: list[Callable[[], object]] = []
 def _split(func: Any, args: Any, kwargs: Any) -> Any:
     for call in BEFORE_SPLIT:
         call()
-    return _record_operation(func, args, kwargs)
+    if not isinstance(args[0], Deferred):
+        return _record_operation(func, args, kwargs)
+    value, apparent = args[0]._value, _apparent()
+    return [
+        wrap(Value(part, value.storage, value), device=apparent) for part in func(value.shadow, *args[1:], **kwargs)
+    ]
 
 
 def _overwrite(func: Any, args: Any, kwargs: Any) -> Any:

@@ -1,9 +1,9 @@
-"""Collectives by which torch distributes a tensor: of a deferred one each rank has the whole recording already."""
+"""torch's sharding code, of deferred tensors: each rank has the whole recording, and needs one chunk of it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,10 @@ import torch
 from torch_fastinit.recording.originals import clone
 from torch_fastinit.recording.tensor import Deferred
 
-_MODULE = "torch.distributed.tensor._collective_utils"
 
+def _mesh_scatter(original: Callable[..., Any]) -> Callable[..., Any]:
+    """No rank has to send what all have: torch takes a deferred tensor for one on meta, and does nothing."""
 
-def _scatter(original: Callable[..., Any]) -> Callable[..., Any]:
     def scatter(output: Any, scatter_list: Any, mesh: Any, mesh_dim: int = 0, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(output, Deferred):
             return original(output, scatter_list, mesh, mesh_dim, *args, **kwargs)
@@ -25,20 +25,53 @@ def _scatter(original: Callable[..., Any]) -> Callable[..., Any]:
     return scatter
 
 
-def _broadcast(original: Callable[..., Any]) -> Callable[..., Any]:
+def _mesh_broadcast(original: Callable[..., Any]) -> Callable[..., Any]:
     def broadcast(tensor: Any, *args: Any, **kwargs: Any) -> Any:
         return None if isinstance(tensor, Deferred) else original(tensor, *args, **kwargs)
 
     return broadcast
 
 
-def sharding_patches() -> dict[str, tuple[Any, Callable[..., Any]]]:
-    """Empty until torch's module of DTensors is loaded."""
-    module = sys.modules.get(_MODULE)
-    if module is None:
-        return {}
+class _Chunks(Sequence[torch.Tensor]):
+    """What `torch.chunk` gives, and after that empty tensors: each made when it is asked for, of thousands of ranks."""
+
+    def __init__(self, tensor: torch.Tensor, count: int, dim: int) -> None:
+        self._tensor, self._count, self._dim = tensor, count, dim
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        i = range(self._count)[index]
+        size = self._tensor.size(self._dim)
+        each = -(-size // self._count)
+        start = i * each
+        if start >= size:
+            return self._tensor.new_empty(0)
+        return self._tensor.narrow(self._dim, start, min(each, size - start))
+
+
+def _chunk_with_empty(original: Callable[..., Any]) -> Callable[..., Any]:
+    def chunk(tensor: torch.Tensor, num_chunks: int, dim: int) -> Any:
+        if isinstance(tensor, Deferred) and tensor.size(dim):
+            return _Chunks(tensor, num_chunks, dim)
+        return original(tensor, num_chunks, dim)
+
+    return chunk
+
+
+_WRAPPED: dict[str, tuple[str, Callable[..., Any]]] = {
+    "mesh_scatter": ("torch.distributed.tensor._collective_utils", _mesh_scatter),
+    "mesh_broadcast": ("torch.distributed.tensor._collective_utils", _mesh_broadcast),
+    "_chunk_with_empty": ("torch.distributed.fsdp._fully_shard._fsdp_common", _chunk_with_empty),
+}
+
+
+def sharding_patches(known: Container[str]) -> dict[str, tuple[Any, Callable[..., Any]]]:
+    """Those of modules that are loaded, but for `known` ones."""
     found: dict[str, tuple[Any, Callable[..., Any]]] = {}
-    for name, wrapped in (("mesh_scatter", _scatter), ("mesh_broadcast", _broadcast)):
-        function = getattr(module, name)
-        found[name] = (function, wrapped(clone(function)))
+    for name, (module, wrapped) in _WRAPPED.items():
+        function = None if name in known else getattr(sys.modules.get(module), name, None)
+        if function is not None:
+            found[name] = (function, wrapped(clone(function)))
     return found

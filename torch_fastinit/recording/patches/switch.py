@@ -85,7 +85,7 @@ def patch_while_alive(tape: Tape) -> None:
     """Keep the functions redirected until the last tape is gone."""
     with _lock:
         _add(threads.pool_patches())
-        _add(sharding.sharding_patches())
+        _add(sharding.sharding_patches(_INTERCEPTED))
         # Two of them: should a signal handler raise within a weak reference's callback, Python drops that call.
         _tapes.extend(weakref.ref(tape, _settle) for _ in range(2))
         _settle()
@@ -93,9 +93,10 @@ def patch_while_alive(tape: Tape) -> None:
 
 def _patch_sharding() -> None:
     """Redirect torch's sharding code if it has been loaded meanwhile."""
-    if "mesh_scatter" not in _INTERCEPTED:
+    patches = sharding.sharding_patches(_INTERCEPTED)
+    if patches:
         with _lock:
-            _add(sharding.sharding_patches())
+            _add(patches)
             _settle()
 
 
