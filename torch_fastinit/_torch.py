@@ -58,6 +58,9 @@ make_wrapper_subclass = torch.Tensor._make_wrapper_subclass
 swap_tensor_impl = torch._C._swap_tensor_impl
 conj, neg_view = torch._conj, torch._neg_view
 
+#: The types of tensors that are certainly no DTensor, and as such go without being looked at.
+ORDINARY = frozenset({torch.Tensor, torch.nn.Parameter})
+
 # --- torch.distributed.tensor: looked for, not imported, since it is slow to import -----------------------------------
 
 
@@ -66,6 +69,12 @@ def spec_of(tensor: torch.Tensor) -> Any:
     # Until the module has been imported there is no DTensor; while it is being imported, there may be no name for it.
     kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
     return tensor._spec if kind is not None and isinstance(tensor, kind) else None
+
+
+def is_partial(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a DTensor that waits for a reduction."""
+    spec = spec_of(tensor)
+    return spec is not None and any(placement.is_partial() for placement in spec.placements)
 
 
 def local_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -127,3 +136,16 @@ def fsdp_parameters(module: torch.nn.Module) -> Iterator[Any]:
                 groups = [group for group in (state._fsdp_param_group,) if group is not None]
             for group in groups:
                 yield from group.fsdp_params
+
+
+def is_plain_partial(placement: Any) -> bool:
+    """Whether a placement is a `Partial` itself: subclasses are those of some operators' results."""
+    from torch.distributed.tensor.placement_types import Partial
+
+    return type(placement) is Partial
+
+
+def has_no_contents(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a meta tensor, by itself or within a `FakeTensorMode`."""
+    kind = getattr(sys.modules.get("torch._subclasses.fake_tensor"), "FakeTensor", None)
+    return tensor.is_meta or (kind is not None and isinstance(tensor, kind))

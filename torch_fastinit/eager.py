@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import has_torch_function_unary
 
-from torch_fastinit._torch import PLAIN_TENSOR, increment_version, keys_of_tensor, watched
+from torch_fastinit._torch import ORDINARY, PLAIN_TENSOR, increment_version, keys_of_tensor, spec_of, watched
 from torch_fastinit.backend import provider_for, serving
 from torch_fastinit.initializers import Bits, Initializer
 from torch_fastinit.ops import EAGER_SECOND, RANDOM_DTYPES, Fill, check_generator, fill_one, refuse_inference_update
@@ -54,6 +54,10 @@ def fill(
         with torch.no_grad():
             _dispatch(tensor, initializer, generator, seed, stream)
         return tensor
+    if type(tensor) not in ORDINARY and spec_of(tensor) is not None:
+        from torch_fastinit import dtensors
+
+        return dtensors.fill(tensor, initializer, generator, seed, stream)
     refuse_inference_update(tensor)
     if tensor.is_neg() or tensor.is_conj():
         # A view that negates or conjugates lazily: its memory holds other values, so by way of new memory.

@@ -17,6 +17,9 @@ float8_e5m2 and complex tensors; another dtype raises `NotImplementedError`, a t
 expanded one) `RuntimeError`, and a function that raises leaves its tensor untouched. As in torch, every function
 returns its tensor, works on leaves that require gradients, and bumps the tensor's version counter.
 
+Of a DTensor each rank writes its part of the unsharded fill, with the logical shape's fans. No collective runs: each
+rank draws the seed from its own generator, and equal generators give parts of one tensor (docs/sharding.md).
+
 For the scaled functions, `fan_in` is `shape[1] * prod(shape[2:])`, `fan_out` is `shape[0] * prod(shape[2:])`.
 """
 
@@ -38,6 +41,7 @@ from torch.nn.init import eye_ as _torch_eye_
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torch_fastinit import eager
+from torch_fastinit._torch import ORDINARY, is_partial, spec_of
 from torch_fastinit.initializers import Dirac, Eye, Normal, Sparse, TruncatedNormal, Uniform
 from torch_fastinit.ops import RANDOM_DTYPES
 from torch_fastinit.orthogonal import orthogonal_ as _orthogonal_
@@ -137,6 +141,16 @@ def _scaled(tensor: Tensor, std: float, distribution: str, generator: torch.Gene
     raise ValueError(
         f"Distribution {distribution} not supported, please use one of ['truncated_normal', 'normal', 'uniform']"
     )
+
+
+def _whole(write: Callable[..., object], tensor: Tensor, *args: Any) -> Tensor:
+    """`write(tensor, *args)`, of a DTensor the logical tensor as a whole, of which the local part is kept."""
+    if type(tensor) in ORDINARY or spec_of(tensor) is None:
+        write(tensor, *args)
+        return tensor
+    from torch_fastinit import dtensors
+
+    return dtensors.write_whole(tensor, lambda logical: write(logical, *args))
 
 
 def _has_no_elements(tensor: Tensor) -> bool:
@@ -279,6 +293,10 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
     """
     if has_torch_function_variadic(tensor):
         return handle_torch_function(constant_, (tensor,), tensor=tensor, val=val)
+    if type(tensor) not in ORDINARY and is_partial(tensor):  # the value is what the terms reduce to, not each term
+        from torch_fastinit import dtensors
+
+        return dtensors.update(tensor, lambda local, _: local.fill_(val))
     with torch.no_grad():
         return tensor.fill_(val)
 
@@ -292,6 +310,8 @@ def ones_(tensor: Tensor) -> Tensor:
         >>> init.ones_(torch.empty(2))
         tensor([1., 1.])
     """
+    if type(tensor) not in ORDINARY and is_partial(tensor):
+        return constant_(tensor, 1.0)
     with torch.no_grad():
         return tensor.fill_(1.0)
 
@@ -330,7 +350,7 @@ def eye_(tensor: Tensor) -> Tensor:
     if tensor.ndimension() != 2:
         raise ValueError("Only tensors with 2 dimensions are supported")
     if tensor.dtype not in RANDOM_DTYPES:
-        return _torch_eye_(tensor)
+        return _whole(_torch_eye_, tensor)
     return eager.fill(tensor, Eye())
 
 
@@ -363,7 +383,7 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
     if tensor.is_meta:
         return tensor
     if tensor.dtype not in RANDOM_DTYPES or groups < 1 or 0 in tensor.shape:
-        return _torch_dirac_(tensor, groups)
+        return _whole(_torch_dirac_, tensor, groups)
     return eager.fill(tensor, Dirac(operator.index(groups)))
 
 
@@ -600,7 +620,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | No
         >>> torch.allclose(w @ w.T, torch.eye(3), atol=1e-6)
         True
     """
-    return _orthogonal_(tensor, gain, generator)
+    return _whole(_orthogonal_, tensor, gain, generator)
 
 
 def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch.Generator | None = None) -> Tensor:
@@ -640,7 +660,7 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch
     if not std >= 0.0:
         raise RuntimeError(f"normal expects std >= 0.0, but found std={std}")
     if tensor.is_complex():
-        return _complex_sparse(tensor, sparsity, std, generator)
+        return _whole(_complex_sparse, tensor, sparsity, std, generator)
     return eager.fill(tensor, Sparse(min(sparsity, 1.0), std), generator)
 
 

@@ -19,7 +19,7 @@ FLOORS = (
     ("recording",),
     ("planning",),
     ("execution",),
-    ("eager",),
+    ("eager", "dtensors"),
     ("init", "materializer"),
     ("__init__",),
 )
