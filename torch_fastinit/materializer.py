@@ -167,11 +167,11 @@ def plan(
             done.run(where)
             targets = targets_of(module)
         with outside():
+            targets = [target for target in targets if target.role != "padding"]
             draws = assign_draws([target for target in targets if isinstance(target.tensor, Deferred)])
             regions = _regions(shards, targets)
             plan = Planner(draws, zeros=unwritten == "zeros", regions=regions).plan(targets, where, dtype)
-            shown = [(target, one) for target, one in zip(targets, plan, strict=True) if target.role != "padding"]
-            return Plan(tuple(rows(shown, done.writers) if done else rows(shown)))
+            return Plan(tuple(rows(targets, plan, done.writers) if done else rows(targets, plan)))
     finally:
         if done:
             try:  # twice, so that an interrupt of the one leaves the other

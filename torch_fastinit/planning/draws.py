@@ -50,9 +50,11 @@ def logical_value(target: Target) -> Value:
     value: Value = target.tensor._value  # type: ignore[attr-defined]
     if target.spec is None:
         return value
-    logical = origin(value, target.spec.shape)
-    _refuse_later_draws(target, value, logical)
-    return value if logical is None else logical
+    if target.logical is None:
+        logical = origin(value, target.spec.shape)
+        _refuse_later_draws(target, value, logical)
+        target.logical = value if logical is None else logical
+    return target.logical
 
 
 def _refuse_later_draws(target: Target, local: Value, logical: Value | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -77,10 +77,12 @@ class Plan:
 
 
 def rows(
-    assignments: Iterable[tuple[Target, Assignment]], writers: Callable[[torch.Tensor], str] = lambda tensor: ""
+    targets: Sequence[Target],
+    assignments: Sequence[Assignment],
+    writers: Callable[[torch.Tensor], str] = lambda tensor: "",
 ) -> Iterator[Row]:
     """One row for each assignment. `writers` names the methods that a tensor's values come from."""
-    for target, one in assignments:
+    for target, one in zip(targets, assignments, strict=True):
         kept = isinstance(one.source, Kept)
         random = not isinstance(one.source, (Kept, Shared)) and any(
             entry.random for entry in dependencies(logical_value(target))

@@ -37,6 +37,8 @@ class Target:
     #: shard of this rank.
     holder: torch.Tensor | None = None
     spec: Any = None
+    #: What a shard was cut from, once that is known (draws.py).
+    logical: Value | None = None
     #: Whether it is a shard that stays in the CPU's memory, whatever the mesh's device (`CPUOffloadPolicy`).
     on_cpu: bool = False
 
