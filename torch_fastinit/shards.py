@@ -7,6 +7,7 @@ of one run a dimension is a box of the logical tensor, a `Piece`: what one fill 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -99,6 +100,12 @@ def _chunk(runs: Runs, chunks: int, index: int) -> Runs:
     return _take(runs, min(size, each * index), min(size, each * (index + 1)))
 
 
+def _strided(runs: Runs, factor: int, chunks: int, index: int) -> Runs:
+    """The same chunk of each of `factor` chunks: the cut of another dimension of the mesh, which was made before."""
+    parts = [_chunk(_chunk(runs, factor, outer), chunks, index) for outer in range(factor)]
+    return _merged(tuple(itertools.chain.from_iterable(parts)))
+
+
 def _merged(runs: Runs) -> Runs:
     found: list[tuple[int, int]] = []
     for start, length in runs:
@@ -147,10 +154,7 @@ def part_of(
         if not -len(shape) <= dim < len(shape):
             raise ValueError(f"{placement!r} shards no dimension of a tensor of {len(shape)} dimensions")
         runs = dims[dim]
-        # A strided shard is the same chunk of each of `factor` chunks: the cut of another dimension of the mesh that
-        # comes after this one, but was made before.
-        parts = [_chunk(_chunk(runs, factor, outer), chunks, index) for outer in range(factor)]
-        dims[dim] = _merged(tuple(itertools.chain.from_iterable(parts)))
+        dims[dim] = _strided(runs, factor, chunks, index)
     return Part(shape, tuple(dims), partial)
 
 
@@ -168,15 +172,45 @@ def checked_part(spec: Any, local: torch.Tensor, name: str = "") -> Part:
             parallelism (https://github.com/pytorch/pytorch/issues/168134): nobody can tell which rows it holds.
     """
     part = part_of_spec(spec)
-    if tuple(local.shape) != part.local_shape:
+    if tuple(local.shape) != part.local_shape or not _as_cut(spec):
         where = spec.mesh.get_coordinate()
         raise RuntimeError(
             f"{name + ': ' if name else ''}torch's placements {tuple(spec.placements)} of a tensor of shape "
             f"{part.shape} on a mesh of shape {tuple(spec.mesh.shape)} say that the shard at "
-            f"{where and tuple(where)} has shape {part.local_shape}, the shard is {tuple(local.shape)}: "
-            "shard dimensions that the mesh divides"
+            f"{where and tuple(where)} has shape {part.local_shape}, the shard is {tuple(local.shape)}, and "
+            "on some ranks FSDP cuts otherwise than they say: shard dimensions that the mesh divides"
         )
     return part
+
+
+def _as_cut(spec: Any) -> bool:
+    """Whether FSDP's cut of what was cut before is what its strided placement says, on every rank."""
+    splits = [split_of(placement) for placement in spec.placements]
+    mesh = tuple(spec.mesh.shape)
+    for mesh_dim, split in enumerate(splits):
+        if split is None or split[1] == 1:
+            continue
+        dims = len(spec.shape)
+        before = [d for d in range(mesh_dim + 1, len(mesh)) if (s := splits[d]) and s[0] % dims == split[0] % dims]
+        chunks = tuple([mesh[d] for d in before])
+        if math.prod(chunks) == split[1] and not _strided_as_cut(spec.shape[split[0]], chunks, mesh[mesh_dim]):
+            return False
+    return True
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _strided_as_cut(size: int, before: tuple[int, ...], chunks: int) -> bool:
+    factor = math.prod(before)
+    if size % (factor * chunks) == 0:
+        return True
+    for *coordinate, index in itertools.product(*map(range, before), range(chunks)):
+        cut: Runs = ((0, size),)
+        said = _strided(cut, factor, chunks, index)
+        for ranks, at in zip(before, coordinate):
+            cut, said = _chunk(cut, ranks, at), _chunk(said, ranks, at)
+        if _chunk(cut, chunks, index) != said:
+            return False
+    return True
 
 
 def local_part(tensor: torch.Tensor, part: Part) -> torch.Tensor:

@@ -83,18 +83,26 @@ def torchs_own(mesh: DeviceMesh, placements: Sequence[Placement]) -> list[tuple[
 
 @pytest.mark.parametrize("mesh, placements", CASES, ids=str)
 def test_every_rank_holds_what_torch_gives_it(mesh: tuple[int, ...], placements: list[Placement]) -> None:
+    refused: list[tuple[int, ...]] = []
+
     def check(device_mesh: DeviceMesh) -> None:
         for shape, (spec, local) in zip(SHAPES, torchs_own(device_mesh, placements), strict=True):
             part = part_of(shape, mesh, device_mesh.get_coordinate(), placements)
             assert part.local_shape == tuple(local.shape)
             assert torch.equal(by_pieces(part), local)
-            assert checked_part(spec, local) == part == part_of_spec(spec)
+            assert part == part_of_spec(spec)
+            try:
+                assert checked_part(spec, local) == part
+            except RuntimeError:  # FSDP over tensor parallelism would have left the same placements and other rows
+                assert any(isinstance(placement, _StridedShard) for placement in placements)
+                refused.append(shape)
             assert torch.equal(local_part(indices(shape), part), local)
             for runs in part.runs or ():  # as few runs as there can be, none empty
                 assert all(a + n < b for (a, n), (b, _) in itertools.pairwise(runs))
                 assert all(length > 0 for _, length in runs)
 
     on_fake_ranks(mesh, check)
+    assert all(refused.count(shape) == math.prod(mesh) for shape in refused)  # on every rank, or on none
 
 
 def test_a_scalar_is_replicated() -> None:
@@ -219,8 +227,8 @@ def test_a_shard_that_is_not_as_its_placements_say() -> None:
         return None
 
     found = on_fake_ranks((3, 2), build, names=("dp", "tp"))
-    assert any(found.values())
-    for message in filter(None, found.values()):
+    for message in found.values():  # on every rank, since nobody else knows
+        assert message is not None
         assert message.startswith("weight: torch's placements (_StridedShard(dim=0, sf=2), Shard(dim=0))")
         assert "on a mesh of shape (3, 2) say that the shard at" in message
 

@@ -26,6 +26,7 @@ from torch_fastinit.recording.tensor import (
     adopt,
     become,
     capture,
+    device_in_c,
     has_foreign_dispatch,
     read,
     tape_of,
@@ -38,18 +39,29 @@ _CPU = torch.device("cpu")
 _META = torch.device("meta")
 
 
+#: Called before a tensor is detached or split, which is what torch's sharding code does to one first.
+BEFORE_SHARDING: list[Callable[[], object]] = []
+
+
 def _same(func: Any, args: Any, kwargs: Any) -> Any:
     if isinstance(args[0], Deferred):
-        return wrap(args[0]._value, device=_apparent())
+        for call in BEFORE_SHARDING:
+            call()
+        return wrap(args[0]._value, device=_apparent(args[0]))
     return func(args[0])  # torch's own C++ code detaches a real tensor and goes for its memory
 
 
-def _apparent(func: Any = None) -> torch.device | None:
-    """Where results seem to be for code in C++: on meta outside a context, so that torch's sharding code takes them.
+def _apparent(of: Any = None, cast: bool = False) -> torch.device | None:
+    """Where a result seems to be for code in C++, if not in its own place.
 
-    But for casts, which take the place of what they cast (`module.to`).
+    Outside a context that is meta, so that torch's sharding code takes it. But an alias of a tensor is where that is,
+    unless it is a parameter's, which is what gets sharded; and so is a cast, which may take its place (`module.to`).
     """
-    return None if active.tape is not None or func is aten._to_copy.default else _META
+    if active.tape is not None:
+        return None
+    if not isinstance(of, Deferred) or (not cast and of.__dict__.get("_is_param")):
+        return _META
+    return device_in_c(of)
 
 
 def _lift(func: Any, args: Any, kwargs: Any) -> Any:
@@ -75,16 +87,12 @@ def _as_strided(func: Any, args: Any, kwargs: Any) -> Any:
     return result
 
 
-#: Called before a tensor is split, which is the first thing that torch's sharding code does to one.
-BEFORE_SPLIT: list[Callable[[], object]] = []
-
-
 def _split(func: Any, args: Any, kwargs: Any) -> Any:
-    for call in BEFORE_SPLIT:
+    for call in BEFORE_SHARDING:
         call()
     if not isinstance(args[0], Deferred):
         return _record_operation(func, args, kwargs)
-    value, apparent = args[0]._value, _apparent()
+    value, apparent = args[0]._value, _apparent(args[0])
     return [
         wrap(Value(part, value.storage, value), device=apparent) for part in func(value.shadow, *args[1:], **kwargs)
     ]
@@ -233,7 +241,7 @@ def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
         sequence = shadows if isinstance(shadows, (list, tuple)) else (shadows,)
         if signature.returns_written and any(shadow is None for shadow in sequence):  # it is silent about one
             return _run_now(func, signature, vargs, vkwargs, written_objects, flat_written, tape)
-        results, outs, aliases = _results(signature, shadows, written_objects, values, device, tape, _apparent(func))
+        results, outs, aliases = _results(signature, shadows, written_objects, values, device, tape, func, args)
     if flat_written or not aliases:
         record(tape, func, vargs, vkwargs, flat_written, outs, signature.overwrites, signature.random)
     return results
@@ -366,7 +374,8 @@ def _results(
     values: list[Value],
     device: torch.device,
     tape: Tape,
-    apparent: torch.device | None,
+    func: Any,
+    args: Any,
 ) -> tuple[Any, tuple[Value | None, ...], bool]:
     """Results as deferred tensors, the values among them in fresh storages, and whether there are none of these."""
     outs: list[Value | None] = []
@@ -383,7 +392,8 @@ def _results(
                 out = value = Value(shadow, Storage(shadow, device, tape))
             else:
                 value = Value(shadow, parent.storage, parent)
-            results.append(wrap(value, device=apparent))
+            cast = func is aten._to_copy.default
+            results.append(wrap(value, device=_apparent(args[0] if cast or parent else None, cast)))
         else:
             results.append(shadow)
         outs.append(out)

@@ -290,6 +290,9 @@ def _deepcopy_uninitialized(self: Deferred, memo: dict[int, Any]) -> torch.Tenso
     return known
 
 
+#: Where a deferred tensor seems to be for code in C++.
+device_in_c: Callable[[torch.Tensor], torch.device] = torch._C.TensorBase.device.__get__
+
 #: Assigns to a tensor's `__class__`, bypassing any property of that name.
 set_class: Callable[[torch.Tensor, type[torch.Tensor]], None] = object.__dict__["__class__"].__set__
 
@@ -330,8 +333,7 @@ def uninitialized(like: torch.Tensor, device: torch.device, tape: Tape) -> Defer
 
 def become(tensor: Deferred, value: Value) -> None:
     """Let `tensor` show another value, as assigning to `.data` does."""
-    device = torch._C.TensorBase.device.__get__(tensor)
-    torch._C.TensorBase.data.__set__(tensor, wrap(value, device=device))  # type: ignore[attr-defined]
+    torch._C.TensorBase.data.__set__(tensor, wrap(value, device=device_in_c(tensor)))  # type: ignore[attr-defined]
     tensor._value = value
 
 

@@ -32,6 +32,18 @@ def _mesh_broadcast(original: Callable[..., Any]) -> Callable[..., Any]:
     return broadcast
 
 
+def _partition_value(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The terms of a sum: in place, since outside a context nothing else is recorded."""
+
+    def partition(self: Any, tensor: torch.Tensor, mesh: Any, mesh_dim: int) -> Any:
+        if not isinstance(tensor, Deferred) or self.reduce_op != "sum":
+            return original(self, tensor, mesh, mesh_dim)
+        with torch.no_grad():
+            return tensor.clone().div_(mesh.size(mesh_dim=mesh_dim))
+
+    return partition
+
+
 class _Chunks(Sequence[torch.Tensor]):
     """What `torch.chunk` gives, and after that empty tensors: each made when it is asked for, of thousands of ranks."""
 
@@ -60,18 +72,22 @@ def _chunk_with_empty(original: Callable[..., Any]) -> Callable[..., Any]:
     return chunk
 
 
-_WRAPPED: dict[str, tuple[str, Callable[..., Any]]] = {
-    "mesh_scatter": ("torch.distributed.tensor._collective_utils", _mesh_scatter),
-    "mesh_broadcast": ("torch.distributed.tensor._collective_utils", _mesh_broadcast),
-    "_chunk_with_empty": ("torch.distributed.fsdp._fully_shard._fsdp_common", _chunk_with_empty),
+#: By the module and the name there.
+_WRAPPED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch.distributed.tensor._collective_utils", "mesh_scatter"): _mesh_scatter,
+    ("torch.distributed.tensor._collective_utils", "mesh_broadcast"): _mesh_broadcast,
+    ("torch.distributed.tensor.placement_types", "Partial._partition_value"): _partition_value,
+    ("torch.distributed.fsdp._fully_shard._fsdp_common", "_chunk_with_empty"): _chunk_with_empty,
 }
 
 
 def sharding_patches(known: Container[str]) -> dict[str, tuple[Any, Callable[..., Any]]]:
     """Those of modules that are loaded, but for `known` ones."""
     found: dict[str, tuple[Any, Callable[..., Any]]] = {}
-    for name, (module, wrapped) in _WRAPPED.items():
-        function = None if name in known else getattr(sys.modules.get(module), name, None)
+    for (module, name), wrapped in _WRAPPED.items():
+        function: Any = None if name in known else sys.modules.get(module)
+        for part in name.split("."):
+            function = getattr(function, part, None)
         if function is not None:
             found[name] = (function, wrapped(clone(function)))
     return found

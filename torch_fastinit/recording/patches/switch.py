@@ -25,7 +25,7 @@ from torch_fastinit.recording.patches import (
     sharding,
     threads,
 )
-from torch_fastinit.recording.recorder import BEFORE_SPLIT
+from torch_fastinit.recording.recorder import BEFORE_SHARDING
 from torch_fastinit.recording.tape import Tape
 
 _lock = lock_before_forks()  # a tape may be collected while it is held
@@ -100,7 +100,7 @@ def _patch_sharding() -> None:
             _settle()
 
 
-BEFORE_SPLIT.append(_patch_sharding)
+BEFORE_SHARDING.append(_patch_sharding)
 
 
 def _settle_at_exit() -> None:
