@@ -246,7 +246,7 @@ def _stand_in(tensor: torch.Tensor, device: torch.device | None, memory: dict[in
         else:
             if tensor.is_meta:  # its own storage says what shares memory with it
                 shadow = tensor.detach()
-                empty = Storage(shadow, device or torch.device("cpu"), tape)
+                empty = Storage(_all_memory(shadow), device or torch.device("cpu"), tape)
                 value = Value(shadow, memory.setdefault(shadow.untyped_storage()._cdata, empty))
             else:
                 value = _copy(adopt(tensor.detach(), tape), tape)
@@ -255,6 +255,15 @@ def _stand_in(tensor: torch.Tensor, device: torch.device | None, memory: dict[in
             new.requires_grad_(tensor.requires_grad)
     new.__dict__.update({name: item for name, item in tensor.__dict__.items() if name != "_value"})
     return new
+
+
+def _all_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """A meta tensor of all the memory that `tensor` is in: itself, if that is all of it."""
+    storage = tensor.untyped_storage()
+    count = storage.nbytes() // tensor.itemsize
+    if count == tensor.numel():
+        return tensor
+    return torch.empty(0, dtype=tensor.dtype, device="meta").set_(storage, 0, (count,), (1,))
 
 
 def _logical_stand_in(held: torch.Tensor, device: torch.device | None) -> Deferred:
