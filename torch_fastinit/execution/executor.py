@@ -123,8 +123,15 @@ class Executor:
     def _memory(self, i: int, one: Assignment) -> tuple[torch.Tensor, bool]:
         """Memory for a filled tensor, and whether it is the first to see that memory."""
         view = one.view
-        if one.dtype is not view.dtype:  # a cast makes a tensor of its own
-            return allocate(view.shape, view.stride, one.dtype, one.device), True
+        if one.dtype is not view.dtype:
+            if one.shard is None and not one.padding:  # a cast makes a tensor of its own
+                return allocate(view.shape, view.stride, one.dtype, one.device), True
+            base = self.final.get(one.storage)
+            fresh = base is None
+            if base is None:
+                count = one.storage_nbytes // view.dtype.itemsize
+                base = self.final[one.storage] = allocate((count,), (1,), one.dtype, one.device)
+            return base.as_strided(view.shape, view.stride, view.offset), fresh
         base = self.final.get(one.storage)
         if base is not None:
             return as_real(self.values[i].shadow, base.untyped_storage()), False

@@ -111,7 +111,8 @@ class Assignment:
     """One tensor of the module: what it will be, and where its values come from. Plain data, as all that it holds.
 
     `view` is its place in the storage that the constructor wrote to; `storage` numbers these, and `whole` says
-    that the tensor is all of its own, of `storage_nbytes` bytes. A tensor that is kept has a shape alone.
+    that the tensor is all of its own, of `storage_nbytes` bytes. `padding` is the memory around a shard.
+    A tensor that is kept has a shape alone.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Assignment:
     storage_nbytes: int = 0
     whole: bool = True
     shard: Shard | None = None
+    padding: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -159,7 +161,7 @@ def _recorded(planner: Planner, target: Target, value: Value, dtype: torch.dtype
     if dtype is before:
         return Filled(fills=fills)
     casts = [cast_fill(fill, dtype) if fill.view.dtype is before else None for fill in fills]
-    if value.whole and None not in casts:
+    if (value.whole or target.spec is not None or target.role == "padding") and None not in casts:
         return Filled(fills=[cast for cast in casts if cast is not None])
     return Replayed(f"cast to {short_name(dtype)} after {short_name(before)}")
 
@@ -236,7 +238,10 @@ class Planner:
         if region is not None:
             shard = Shard(region.shape, f"at {region.offsets}")
             source = in_region(source, region, target, value)
-        return Assignment(target.name, source, dtype, where, value.view, number, storage.nbytes, value.whole, shard)
+        padding = target.role == "padding"
+        return Assignment(
+            target.name, source, dtype, where, value.view, number, storage.nbytes, value.whole, shard, padding
+        )
 
 
 def in_region(source: Source, region: Region, target: Target, value: Value) -> Source:
