@@ -58,6 +58,8 @@ def logical_value(target: Target) -> Value:
 
 
 def _refuse_later_draws(target: Target, local: Value, logical: Value | None) -> None:
+    if logical is local:  # all ranks draw the same
+        return
     known = set() if logical is None else set(dependencies(logical))
     for entry in (*local.storage.writes, *dependencies(local)):
         if entry.random and not entry.determined and entry not in known:
