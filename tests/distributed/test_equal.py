@@ -19,6 +19,17 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    ViTConfig,
+    ViTModel,
+)
+from transformers.distributed import DistributedConfig, utils
 
 import torch_fastinit as fastinit
 
@@ -28,12 +39,12 @@ transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def gpt2() -> nn.Module:
-    config = transformers.GPT2Config(n_layer=2, n_embd=20, n_head=2, vocab_size=67, n_positions=16)
-    return Beside(lambda: transformers.GPT2LMHeadModel(config))
+    config = GPT2Config(n_layer=2, n_embd=20, n_head=2, vocab_size=67, n_positions=16)
+    return Beside(lambda: GPT2LMHeadModel(config))
 
 
 def llama(tied: bool = True) -> nn.Module:
-    config = transformers.LlamaConfig(
+    config = LlamaConfig(
         hidden_size=24,
         intermediate_size=36,
         num_hidden_layers=2,
@@ -42,7 +53,7 @@ def llama(tied: bool = True) -> nn.Module:
         vocab_size=48,
         tie_word_embeddings=tied,
     )
-    return Beside(lambda: transformers.LlamaForCausalLM(config))
+    return Beside(lambda: LlamaForCausalLM(config))
 
 
 def untied_llama() -> nn.Module:
@@ -50,10 +61,10 @@ def untied_llama() -> nn.Module:
 
 
 def vit() -> nn.Module:
-    config = transformers.ViTConfig(
+    config = ViTConfig(
         hidden_size=20, num_hidden_layers=2, num_attention_heads=2, intermediate_size=28, image_size=16, patch_size=4
     )
-    return Beside(lambda: transformers.ViTModel(config))
+    return Beside(lambda: ViTModel(config))
 
 
 BLOCKS = ("GPT2Block", "LlamaDecoderLayer", "ViTLayer")
@@ -236,6 +247,23 @@ def test_fsdp_over_tensor_parallel(ranks: Ranks, inside: bool) -> None:
     assert ranks.run(4, check_both, inside) == [[]] * 4
 
 
+def check_both_on_meta() -> list[str]:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+
+    def sharded(model: Any) -> Any:
+        parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()}, src_data_rank=None)
+        return fully_shard(model, mesh=mesh["data"])
+
+    model, indices = sharded(on_meta(even_layers)), sharded(with_indices(even_layers))
+    assert {"_StridedShard", "Shard"} == {type(parameter.placements[0]).__name__ for parameter in model.parameters()}
+    fastinit.materialize(model, seed=0, reset=True)
+    return different(model, indices, whole(even_layers, reset=True)) + twice_in_memory(model)
+
+
+def test_fsdp_over_tensor_parallel_on_meta(ranks: Ranks) -> None:
+    assert ranks.run(4, check_both_on_meta) == [[]] * 4
+
+
 def check_inside() -> list[str]:
     """As Lightning's `configure_model` is called."""
     mesh = init_device_mesh("cpu", (get_world_size(),))
@@ -260,8 +288,8 @@ def test_fsdp_inside_a_context(ranks: Ranks, world: int) -> None:
 
 
 def mixtral() -> nn.Module:
-    return transformers.MixtralForCausalLM(
-        transformers.MixtralConfig(
+    return MixtralForCausalLM(
+        MixtralConfig(
             hidden_size=32,
             intermediate_size=24,
             num_hidden_layers=2,
@@ -279,8 +307,6 @@ def plain_llama() -> nn.Module:
 
 
 def check_transformers(build: Callable[[], nn.Module], sizes: dict[str, int]) -> tuple[list[str], set[str]]:
-    from transformers.distributed import DistributedConfig, utils
-
     torch._C._get_accelerator = lambda *args: torch.device("cpu")  # it asks for an accelerator
     utils._bind_local_device = lambda *args: torch.device("cpu")
     expected = whole(build)
@@ -386,17 +412,29 @@ def test_distribute_tensor(ranks: Ranks) -> None:
     assert ranks.run(4, check_placements) == [[]] * 4
 
 
+EIGHT: dict[str, Any] = {
+    "model.0": ColwiseParallel(),
+    "model.2": RowwiseParallel(),
+    "corners.linear": ColwiseParallel(),
+    "corners.embedding": ColwiseParallel(),
+}
+
+
+def beside_layers() -> nn.Module:
+    return Beside(even_layers)
+
+
 def test_eight_fake_ranks() -> None:
     """HSDP over tensor parallelism, 2 x 2 x 2: shapes and boxes of every rank."""
-    expected = whole(even_layers)
+    expected = whole(beside_layers)
 
     def check(mesh: DeviceMesh) -> tuple[list[str], int]:
         def sharded(model: Any) -> Any:
-            plan: dict[str, Any] = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+            plan: dict[str, Any] = EIGHT
             parallelize_module(model, mesh["tensor"], plan, src_data_rank=None)
             return fully_shard(model, mesh=mesh["replicate", "shard"])
 
-        model, indices = sharded(deferred(even_layers)), sharded(with_indices(even_layers))
+        model, indices = sharded(deferred(beside_layers)), sharded(with_indices(beside_layers))
         fastinit.materialize(model, seed=0)
         want = dict(expected.named_parameters())
         bad = [

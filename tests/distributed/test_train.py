@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import torch_fastinit as fastinit
 
@@ -27,7 +28,7 @@ transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def llama() -> nn.Module:
-    config = transformers.LlamaConfig(
+    config = LlamaConfig(
         hidden_size=24,
         intermediate_size=36,
         num_hidden_layers=1,
@@ -36,12 +37,12 @@ def llama() -> nn.Module:
         vocab_size=47,
         tie_word_embeddings=True,
     )
-    return transformers.LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)
 
 
 def untied() -> nn.Module:
-    config = transformers.LlamaConfig(**{**llama().config.to_dict(), "vocab_size": 48, "tie_word_embeddings": False})
-    return transformers.LlamaForCausalLM(config)
+    config = LlamaConfig(**{**llama().config.to_dict(), "vocab_size": 48, "tie_word_embeddings": False})
+    return LlamaForCausalLM(config)
 
 
 def line() -> DeviceMesh:
