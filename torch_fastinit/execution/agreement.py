@@ -146,7 +146,9 @@ class Agreement:
     def _compare(self, digests: Sequence[Sequence[int]]) -> None:
         """Go to the groups that are left, with digests for each of all groups. `_state` is then the worst of all."""
         kinds = _both(self._kind)
-        seeds = _both(self.seed) if self._kind != _DRAWN or self._is_first else (_NONE, _NONE)
+        seeds = _both(self.seed)  # drawn by every rank, so that generators stay in step
+        if self._kind == _DRAWN and not self._is_first:
+            seeds = _NONE, _NONE
         for group, own in list(zip(self._groups, digests, strict=True))[len(self._ended) :]:
             given = [
                 *_both(self._state),

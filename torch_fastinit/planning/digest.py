@@ -51,11 +51,15 @@ def _values(target: Target, shape: tuple[int, ...], planner: Planner, draws: Map
         return "memory"
     fills = planner.fills_of(storage)
     if isinstance(fills, str):
-        return "; ".join(f"{entry.func} {_numbers(entry)} {draws.get(entry)}" for entry in dependencies(value))
+        return "; ".join(f"{_name(entry)} {_numbers(entry)} {draws.get(entry)}" for entry in dependencies(value))
     return "; ".join(
         f"{fill.initializer} {fill.draw} {fill.box} {fill.view.offset} {tuple(fill.view.shape)} {fill.view.stride}"
         for fill in fills
     )
+
+
+def _name(entry: Entry) -> str:
+    return str(getattr(entry.func, "__name__", type(entry.func).__name__))
 
 
 def _numbers(entry: Entry) -> list[object]:
