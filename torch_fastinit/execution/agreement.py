@@ -77,7 +77,8 @@ class Agreement:
         self._seed = 0 if replay else seed
         self._kind = _REPLAYED if replay else _DRAWN if seed is None else _GIVEN
         self._groups, self._is_first = _groups_of(sharded if check else [])
-        self._state = _WELL
+        self._raised = False  # on this rank
+        self._worst = _WELL  # of this rank and of all that it knows of
         self._digests: Sequence[int] = _UNKNOWN  # of all that this rank holds
         #: Reductions that were begun, and that ended: as many, but where one has raised.
         self._begun: list[None] = []
@@ -109,7 +110,7 @@ class Agreement:
                 for group in self._groups
             ]
         )
-        if self._state != _WELL:
+        if self._worst != _WELL:
             raise _NotAllWell
 
     def after(self) -> Iterator[object]:
@@ -119,7 +120,7 @@ class Agreement:
         """
         if not self._groups:
             return iter(())
-        words = (*_both(self._state), *_both(self.seed))
+        words = (*_both(self._worst), *_both(self.seed))
         self._result, reduction = self._over_all(words)
         return chain(reduction, map(_Expected({words: None}).__getitem__, map(tuple, map(_words, [self._result]))))
 
@@ -132,7 +133,7 @@ class Agreement:
             return
         ours = not isinstance(error, _NotAllWell)
         if ours:
-            self._state = _RAISED
+            self._raised, self._worst = True, _RAISED
         with outside(), contextlib.suppress(Exception) if ours else contextlib.nullcontext():
             if len(self._ended) < len(self._groups):
                 self._compare([_UNKNOWN] * len(self._groups))
@@ -144,14 +145,14 @@ class Agreement:
             raise RuntimeError(message) from None
 
     def _compare(self, digests: Sequence[Sequence[int]]) -> None:
-        """Go to the groups that are left, with digests for each of all groups. `_state` is then the worst of all."""
+        """Go to the groups that are left, with digests for each of all groups. `_worst` is then the worst of all."""
         kinds = _both(self._kind)
         seeds = _both(self.seed)  # drawn by every rank, so that generators stay in step
         if self._kind == _DRAWN and not self._is_first:
             seeds = _NONE, _NONE
         for group, own in list(zip(self._groups, digests, strict=True))[len(self._ended) :]:
             given = [
-                *_both(self._state),
+                *_both(self._worst),
                 *kinds,
                 *seeds,
                 *(word for one in own for word in (_both(one) if one != _NONE else (_NONE, _NONE))),
@@ -159,12 +160,12 @@ class Agreement:
             tensor = torch.tensor(given, dtype=torch.int64, device=group.device)
             deque(self._over(group, tensor), maxlen=0)
             words = tensor.tolist()
-            self._state = min(self._state, words[0])
+            self._worst = min(self._worst, words[0])
             kinds, seeds = (words[2], words[3]), (words[4], words[5])
             if any(low != ~high for low, high in zip(words[6::2], words[7::2], strict=True) if low != _NONE):
-                self._state = min(self._state, _DIFFERENT)
+                self._worst = min(self._worst, _DIFFERENT)
         if kinds[0] != ~kinds[1] or seeds[0] != ~seeds[1]:
-            self._state = min(self._state, _DIFFERENT)
+            self._worst = min(self._worst, _DIFFERENT)
         elif self._kind == _DRAWN:
             self._seed = seeds[0]
 
@@ -194,7 +195,7 @@ class Agreement:
         state, _, low, high = self._result.tolist()
         if state == _WELL and low == ~high:
             return ""
-        own = [self._state, self._kind, self.seed, *self._digests]
+        own = [_RAISED if self._raised else _WELL, self._kind, self.seed, *self._digests]
         table = [_NONE] * (len(own) * torch.distributed.get_world_size())
         start = len(own) * torch.distributed.get_rank()
         table[start : start + len(own)] = own
@@ -251,7 +252,7 @@ def _message(rows: Mapping[int, Sequence[int]]) -> str:
     seeds: dict[object, list[int]] = {}
     models: Counter[tuple[int, ...]] = Counter()
     for rank, (_, kind, seed, *digests) in rows.items():
-        seeds.setdefault("none" if kind == _DRAWN else seed, []).append(rank)
+        seeds.setdefault({_DRAWN: "none", _REPLAYED: "that of torch's generator"}.get(kind, seed), []).append(rank)
         if tuple(digests) != _UNKNOWN:
             models[tuple(digests)] += 1
     unchanged = "; no rank has changed its module"
