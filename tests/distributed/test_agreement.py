@@ -43,15 +43,19 @@ class Net(nn.Module):
         self.up = nn.Linear(6, 8)
         self.down = nn.Linear(8, 6)
         self.few = nn.Parameter(torch.rand(1, 4) * 2 - 1)
+        self.after = nn.Parameter(self.few.detach().repeat(3, 1) + 1)  # of a draw of another tensor
         self.replayed = nn.Parameter(torch.empty(5, 2).exponential_(2.0))
         self.square = nn.Parameter(nn.init.orthogonal_(torch.empty(6, 6)))
         self.register_buffer("steps", torch.arange(3.0))
 
 
 class OtherOrder(Net):
+    """But for `after`, which has the draw of the first of the two names."""
+
     def __init__(self) -> None:
         super().__init__()
         self._parameters = dict(reversed(self._parameters.items()))
+        self._parameters["after"] = self._parameters.pop("after")
         self._modules = dict(reversed(self._modules.items()))
 
 
@@ -278,6 +282,12 @@ def another_order(layout: str) -> None:
     module = fastinit.materialize(sharded(layout, kinds[dist.get_rank() % 2]), seed=5)
     assert list(bits(module)) != list(expected(layout, 5)) or dist.get_rank() % 2
     assert bits(module) == expected(layout, 5)
+    with fastinit.deferred():
+        one_process = Net()
+    fastinit.materialize(one_process, seed=5)
+    for name, parameter in sorted(module.named_parameters()):
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        assert torch.equal(whole, one_process.get_parameter(name)), name
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -359,37 +369,52 @@ def test_a_rank_that_raises(ranks: Ranks, layout: str, error: type[BaseException
                 )
 
 
-def interrupted() -> str:
-    """The last rank is interrupted while it waits for the others in the second reduction."""
+def interrupted(when: str) -> str:
+    """The last rank is interrupted while it waits for the others in a reduction."""
     module = sharded("fsdp3")
     before = snapshot(module)
 
     def handler(*_: Any) -> None:
         raise KeyboardInterrupt
 
+    owner: Any = Planner if when == "before" else Executor
+    name = "plan" if when == "before" else "run"
+    original = getattr(owner, name)
+
+    def slow(*args: Any) -> Any:
+        time.sleep(1.0)
+        return original(*args)
+
     signal.signal(signal.SIGALRM, handler)
     with pytest.MonkeyPatch.context() as monkeypatch:
         if dist.get_rank() == 2:
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
         else:
-            original = Executor.run
-            monkeypatch.setattr(Executor, "run", lambda self: (time.sleep(1.0), original(self))[1])
+            monkeypatch.setattr(owner, name, slow)
         try:
             fastinit.materialize(module, seed=5)
         except KeyboardInterrupt:
             found = "interrupted"
+        except RuntimeError as error:
+            found = "told" if "failed on rank 2 " in str(error) else str(error)
         else:
             found = "well"
-    if all_deferred(module):
-        assert snapshot(module) == before
-        return f"{found}, deferred"
-    assert bits(module) == expected("fsdp3", 5)
-    return f"{found}, real"
+    real = not all_deferred(module)
+    assert real or snapshot(module) == before
+    assert bits(fastinit.materialize(sharded("fsdp3") if real else module, seed=5)) == expected("fsdp3", 5)
+    return f"{found}, {'real' if real else 'deferred'}"
+
+
+def test_an_interrupt_in_the_first_reduction(ranks: Ranks) -> None:
+    """The rank goes through both reductions all the same: the others need not wait for it."""
+    found = ranks.run(3, interrupted, "before", group_timeout=TIMEOUT)
+    assert found == ["told, deferred", "told, deferred", "interrupted, deferred"]
 
 
 def test_an_interrupt_in_the_second_reduction_comes_after_the_module_is_real(ranks: Ranks) -> None:
     """By then the others are told that all is well: it is too late to leave this rank's module deferred."""
-    assert ranks.run(3, interrupted, group_timeout=TIMEOUT) == ["well, real", "well, real", "interrupted, real"]
+    found = ranks.run(3, interrupted, "after", group_timeout=TIMEOUT)
+    assert found == ["well, real", "well, real", "interrupted, real"]
 
 
 def a_rank_that_dies() -> str:
