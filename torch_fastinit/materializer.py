@@ -56,7 +56,7 @@ def materialize(
         dtype: a dtype, for floating-point and complex tensors, as in `module.to(dtype)`; or a function of a tensor's
             name and the deferred tensor that returns its dtype, or None for the dtype that it has.
         seed: the key of the random stream, taken modulo 2**64. Default: drawn from torch's default generator, so
-            `torch.manual_seed` governs.
+            `torch.manual_seed` governs. Of a sharded module, every rank draws, and all take what the mesh's first drew.
         names: a function from a tensor's name under `module` to its name in the random stream, for parts of a model.
         replay: `"torch"` runs the recorded operations with torch's own generator, in the order recorded: the result
             is bit-identical to eager construction under the same `torch.manual_seed`, and the generator ends in the
@@ -72,6 +72,9 @@ def materialize(
             mapping from names to `torch_fastinit.Region(shape, offsets)`, or a function from a name to one or None.
             What was recorded is then written as that part of a tensor of `shape`. Bounds that an initialiser took from
             the shape of the part, such as a fan, stay what they are.
+        check: of a module with deferred DTensors, whether the ranks of their meshes compare seeds, names, logical
+            shapes and initial values before any work, and tell one another after it that none has failed: then all
+            materialise their modules, or none. Every rank of the meshes has to call. Other modules communicate nothing.
 
     Returns:
         `module`.
@@ -84,10 +87,11 @@ def materialize(
             is not there; memory ran out (a `torch.OutOfMemoryError` stays one); a recorded operation failed. The
             message names the tensors, and the module is as it was. So it is after an interrupt, or it is materialised,
             whenever that came.
+            A rank of a sharded module raises, too, if seeds or models differ, or if another rank has failed.
         ValueError: `replay` is neither None nor `"torch"`, or `seed` or `shards` is given with it; `unwritten` is
-            neither None nor `"zeros"`; `shards` has a name that no deferred tensor has, a region that its tensor is no
-            part of, or one of a tensor whose parts cannot be told: a DTensor, or one that is replayed or written in
-            parts.
+            neither None nor `"zeros"`; a sharded module has `check=False` and neither `seed` nor `replay`; `shards` has
+            a name that no deferred tensor has, a region that its tensor is no part of, or one of a tensor whose parts
+            cannot be told: a DTensor, or one that is replayed or written in parts.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
