@@ -549,6 +549,28 @@ def test_meshes_that_cross(ranks: Ranks) -> None:
             assert f"failed on rank {odd} " in messages[2 * odd + 1] or rank == odd
 
 
+def reductions(layout: str) -> list[list[int]]:
+    """Which ranks each reduction is over."""
+    over: list[list[int]] = []
+    original = Agreement._over
+
+    def counting(self: Agreement, group: Any, tensor: torch.Tensor) -> Any:
+        over.append(dist.get_process_group_ranks(group.handle))
+        return original(self, group, tensor)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Agreement, "_over", counting)
+        module = fastinit.materialize(sharded(layout), seed=5)
+        fastinit.materialize(module, seed=5)  # real already
+    return over
+
+
+def test_two_reductions_over_each_dimension(ranks: Ranks) -> None:
+    assert ranks.run(3, reductions, "fsdp3", group_timeout=TIMEOUT) == [[[0, 1, 2]] * 2] * 3
+    over = ranks.run(4, reductions, "both", group_timeout=TIMEOUT)
+    assert over == [[[0, 2], [0, 1]] * 2, [[1, 3], [0, 1]] * 2, [[0, 2], [2, 3]] * 2, [[1, 3], [2, 3]] * 2]
+
+
 def unchecked() -> str:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(Agreement, "_over", None)
@@ -599,6 +621,10 @@ def from_meta() -> list[str]:
             monkeypatch.setattr(nn.Linear, "reset_parameters", lambda self: 1 / 0)
         messages.append(refused(module, reset=True, seed=5))
     messages.append(refused(module, seed=5))  # of plain meta tensors, on both
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if dist.get_rank():
+            monkeypatch.setattr(nn.Linear, "reset_parameters", lambda self: [p.data.zero_() for p in self.parameters()])
+        messages.append(refused(module, reset=True, seed=5))
     with fastinit.deferred():
         expected = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 4))
     fastinit.materialize(expected, seed=5)
@@ -613,6 +639,7 @@ def test_modules_on_the_meta_device(ranks: Ranks) -> None:
     assert "0 on rank 0; 1 on rank 1" in first[0] and first[0] == second[0]
     assert "failed on rank 1 " in first[1] and "division by zero" in second[1]
     assert "on the meta device" in first[2] and first[2] == second[2]
+    assert "rank 1 with other initial values than rank 0" in first[3] and first[3] == second[3]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
