@@ -52,7 +52,8 @@ def materialize(
     Args:
         module: a module built inside `torch_fastinit.deferred` or by `torch_fastinit.skip_init`. What such a
             constructor itself puts on the meta device stays there; any other tensor there is an error without `reset`.
-        device: where the tensors go. Default: the device that the constructor asked for.
+        device: where the tensors go. Default: the device that the constructor asked for. In a sharded module that is the
+            mesh's instead of the CPU, but for shards that `CPUOffloadPolicy` keeps there.
         dtype: a dtype, for floating-point and complex tensors, as in `module.to(dtype)`; or a function of a tensor's
             name and the deferred tensor that returns its dtype, or None for the dtype that it has.
         seed: the key of the random stream, taken modulo 2**64. Default: drawn from torch's default generator, so

@@ -193,6 +193,7 @@ class Planner:
         self._fills: dict[Storage, list[PlannedFill] | str] = {}
         self._numbers: dict[Storage, int] = {}
         self._devices: dict[Storage, torch.device] = {}  # of shards: their meshes'
+        self._mesh: torch.device | None = None  # where tensors go that are beside shards, as `fully_shard` moves them
 
     def plan(
         self, targets: Sequence[Target], device: torch.device | None = None, dtype: DtypeRule = None
@@ -200,8 +201,8 @@ class Planner:
         """One assignment for each of `targets`."""
         for target in targets:
             if target.spec is not None and isinstance(target.tensor, Deferred):
-                where = torch.device("cpu") if target.on_cpu else mesh_device(target.spec)
-                self._devices[target.tensor._value.storage] = where
+                self._mesh = mesh_device(target.spec)
+                self._devices[target.tensor._value.storage] = torch.device("cpu") if target.on_cpu else self._mesh
         return [self._assignment(target, device, dtype) for target in targets]
 
     def fills_of(self, storage: Storage) -> list[PlannedFill] | str:
@@ -223,7 +224,7 @@ class Planner:
         before = value.shadow.dtype
         seen = tensor if target.holder is None else target.holder
         dtype = before if rule is None else result_dtype(rule, target.name, seen)
-        where = device or self._devices.get(storage) or storage.device
+        where = device or self._devices.get(storage) or (storage.device.type == "cpu" and self._mesh) or storage.device
         if target.holder is not None and target.spec is None and (dtype is not before or where != storage.device):
             raise RuntimeError(
                 f"{target.name!r} is held by a {type(target.holder).__name__}, which says that it is "
