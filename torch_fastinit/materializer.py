@@ -52,7 +52,7 @@ def materialize(
     Args:
         module: a module built inside `torch_fastinit.deferred` or by `torch_fastinit.skip_init`. What such a
             constructor itself puts on the meta device stays there; any other tensor there is an error without `reset`.
-        device: where the tensors go. Default: the device that the constructor asked for. In a sharded module that is the
+        device: where the tensors go. Default: the device that the constructor asked for. In a sharded module it is the
             mesh's instead of the CPU, but for shards that `CPUOffloadPolicy` keeps there.
         dtype: a dtype, for floating-point and complex tensors, as in `module.to(dtype)`; or a function of a tensor's
             name and the deferred tensor that returns its dtype, or None for the dtype that it has.
