@@ -176,8 +176,8 @@ def plan(
         with outside():
             targets = [target for target in targets if target.role != "padding"]
             draws = assign_draws([target for target in targets if isinstance(target.tensor, Deferred)])
-            regions = _regions(shards, targets)
-            plan = Planner(draws, zeros=unwritten == "zeros", regions=regions).plan(targets, where, dtype)
+            _set_regions(targets, shards)
+            plan = Planner(draws, zeros=unwritten == "zeros").plan(targets, where, dtype)
             return Plan(tuple(rows(targets, plan, done.writers) if done else rows(targets, plan)))
     finally:
         if done:
@@ -274,8 +274,8 @@ def _materialize(
     deferred: list[Any] = [target.tensor for target in targets]
     with outside():
         draws = assign_draws(targets, names)
-        regions = _regions(shards, targets)
-        planner = Planner(draws, zeros=unwritten == "zeros", regions=regions)
+        _set_regions(targets, shards)
+        planner = Planner(draws, zeros=unwritten == "zeros")
         plan = planner.plan(targets, where, dtype)
         _refuse_unwritten(plan)
         holders = [None if target.spec is None else target.holder for target in targets]
@@ -297,19 +297,25 @@ def _materialize(
         put_in_place([one.name for one in plan], deferred, reals, then, holders, agreement.after())
 
 
-def _regions(shards: Shards, targets: Sequence[Target]) -> Callable[[str], Region | None]:
-    """`shards` as a function; all its names must be those of deferred tensors."""
+def _set_regions(targets: Sequence[Target], shards: Shards) -> None:
+    """Note of which part of a larger tensor each target is, by any of its names."""
     if shards is None:
-        return lambda name: None
-    if callable(shards):
-        return shards
-    known = {
-        name for target in targets if isinstance(target.tensor, Deferred) for name in (target.name, *target.others)
-    }
-    unknown = [name for name in shards if name not in known]
-    if unknown:
-        raise ValueError(f"shards: no deferred tensor of the module has the name {listed(unknown)}")
-    return shards.get
+        return
+    named = [
+        (name, target)
+        for target in targets
+        if isinstance(target.tensor, Deferred)
+        for name in (target.name, *target.others)
+    ]
+    if not callable(shards):
+        unknown = list(shards.keys() - {name for name, _ in named})
+        if unknown:
+            raise ValueError(f"shards: no deferred tensor of the module has the name {listed(sorted(unknown))}")
+        shards = shards.get
+    for name, target in named:
+        region = shards(name)
+        if region is not None:
+            target.region = region
 
 
 def _check_unwritten(unwritten: str | None) -> None:

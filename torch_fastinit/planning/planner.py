@@ -178,17 +178,9 @@ RESOLVERS: tuple[Callable[[Planner, Target, Value, torch.dtype], Source | None],
 class Planner:
     """Asks the resolvers about every tensor. To be used under `outside()`."""
 
-    def __init__(
-        self,
-        draws: Mapping[Entry, Draw],
-        *,
-        fold: bool = True,
-        zeros: bool = False,
-        regions: Callable[[str], Region | None] = lambda name: None,
-    ) -> None:
+    def __init__(self, draws: Mapping[Entry, Draw], *, fold: bool = True, zeros: bool = False) -> None:
         self._draws = draws
         self.zeros = zeros  # whether parameters that nothing writes become zeros
-        self._regions = regions
         self._fold = fold
         self._fills: dict[Storage, list[PlannedFill] | str] = {}
         self._numbers: dict[Storage, int] = {}
@@ -232,9 +224,7 @@ class Planner:
             )
         source = next(s for resolve in RESOLVERS if (s := resolve(self, target, value, dtype)) is not None)
         number = self._numbers.setdefault(storage, len(self._numbers))
-        spec = target.spec
-        names = (target.name, *target.others)
-        region = next((found for name in names if (found := self._regions(name)) is not None), None)
+        spec, region = target.spec, target.region
         shard = None if spec is None else Shard(tuple(spec.shape), str(spec.placements))
         if region is not None:
             shard = Shard(region.shape, f"at {region.offsets}")
