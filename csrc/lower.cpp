@@ -265,8 +265,7 @@ void lower_random(Fill& fill, const double (&p)[4]) {
     const Bounds bounds = bounds_in(fill.dtype, p[2], p[3], false);
     if (bounds.empty) return make_constant(fill, p[2]);
     if (!(p[1] > 0.0)) {  // all the mass in one point
-      const double point = p[0] < bounds.lo ? bounds.lo : p[0] > bounds.hi ? bounds.hi : p[0];
-      return make_constant(fill, point);
+      return make_constant(fill, scalar::clamp64(p[0], bounds.lo, bounds.hi));
     }
     if (f64) {
       fill.constants.truncated_f64 = truncated_normal<double>(p[0], p[1], p[2], p[3], bounds, 0x1p-62);
