@@ -139,6 +139,11 @@ def _scaled(tensor: Tensor, std: float, distribution: str, generator: torch.Gene
     )
 
 
+def _part_of_variance(tensor: Tensor, variance: float, distribution: str) -> float:
+    """The variance to ask for where E|w|^2 is `variance`: half for each part of a complex tensor, as a normal has it."""
+    return variance / 2.0 if distribution != "normal" and tensor.is_complex() else variance
+
+
 def _has_no_elements(tensor: Tensor) -> bool:
     """Whether there is nothing to scale (a fan may be 0): a warning to whoever called the caller."""
     if 0 in tensor.shape:
@@ -246,6 +251,8 @@ def trunc_normal_(
     """
     if tensor.is_meta:
         return tensor
+    if tensor.is_complex():
+        raise NotImplementedError(f"trunc_normal_ is not implemented for {tensor.dtype}: [a, b] is of real numbers")
     mean, std, a, b = _number(mean, "mean"), _number(std, "std"), _number(a, "a"), _number(b, "b")
     if mean < a - 2 * std or mean > b + 2 * std:
         warnings.warn(
@@ -495,11 +502,12 @@ def variance_scaling_(
     r"""Fill `tensor` with a distribution of mean 0 and variance `scale / fan`, as JAX's and Keras's initialiser.
 
     `"truncated_normal"` is cut at two deviations and widened so that the variance after the cut is as asked;
-    `"normal"` is not cut; `"uniform"` is on $[-\sqrt{3 v}, \sqrt{3 v})$ for the variance v. The fans are
-    torch's (see above): a weight is laid out (outputs, inputs, kernel).
+    `"normal"` is not cut; `"uniform"` is on $[-\sqrt{3 v}, \sqrt{3 v})$ for the variance v. The parts of a complex
+    tensor are independent, each with half the variance: $E|w|^2$ is `scale / fan` too. The fans are torch's (see
+    above): a weight is laid out (outputs, inputs, kernel).
 
     Args:
-        tensor: 2 dimensions or more; a floating-point dtype (complex too, but for the truncated normal).
+        tensor: 2 dimensions or more; a floating-point or complex dtype.
         scale: the variance times the fan; positive.
         mode: which fan: `"fan_in"`, `"fan_out"`, or `"fan_avg"`, their mean.
         distribution: `"truncated_normal"`, `"normal"` or `"uniform"`.
@@ -527,7 +535,8 @@ def variance_scaling_(
         return tensor
     if not scale > 0.0:
         raise ValueError(f"scale must be positive, but found {scale}")
-    return _scaled(tensor, math.sqrt(scale / _fan(tensor, mode)), distribution, generator)
+    variance = _part_of_variance(tensor, scale / _fan(tensor, mode), distribution)
+    return _scaled(tensor, math.sqrt(variance), distribution, generator)
 
 
 def lecun_normal_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -549,7 +558,8 @@ def lecun_normal_(tensor: Tensor, generator: torch.Generator | None = None) -> T
     """
     if _has_no_elements(tensor):
         return tensor
-    return _scaled(tensor, math.sqrt(1.0 / _fan(tensor, "fan_in")), "truncated_normal", generator)
+    variance = _part_of_variance(tensor, 1.0 / _fan(tensor, "fan_in"), "truncated_normal")
+    return _scaled(tensor, math.sqrt(variance), "truncated_normal", generator)
 
 
 def lecun_uniform_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -567,7 +577,8 @@ def lecun_uniform_(tensor: Tensor, generator: torch.Generator | None = None) -> 
     """
     if _has_no_elements(tensor):
         return tensor
-    return _scaled(tensor, math.sqrt(1.0 / _fan(tensor, "fan_in")), "uniform", generator)
+    variance = _part_of_variance(tensor, 1.0 / _fan(tensor, "fan_in"), "uniform")
+    return _scaled(tensor, math.sqrt(variance), "uniform", generator)
 
 
 # ---- Structured -----------------------------------------------------------------------------------------------------
