@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import operator
+import sys
+import warnings
 
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
+from torch.nn.parameter import Parameter
 from torch.overrides import has_torch_function_unary
 
 from torch_fastinit._torch import PLAIN_TENSOR, increment_version, keys_of_tensor, watched
@@ -35,8 +38,11 @@ def fill(
     """
     if generator is not None:
         check_generator(generator)
+    compiling = is_dynamo_compiling()
+    if type(tensor) is not Parameter and not compiling and tensor.grad_fn is not None:  # a parameter is never computed
+        warn_if_computed(tensor)
     if (
-        not is_dynamo_compiling()
+        not compiling
         and tensor.dtype in RANDOM_DTYPES
         and not has_torch_function_unary(tensor)
         and keys_of_tensor(tensor).raw_repr() == PLAIN_TENSOR
@@ -63,6 +69,22 @@ def fill(
     _dispatch(tensor, initializer, generator, seed, stream)
     increment_version((tensor,))
     return tensor
+
+
+def warn_if_computed(tensor: Tensor) -> None:
+    """Warn of a write to what autograd computed, but for views of what it did not. (Under no_grad nothing tells.)"""
+    origin = tensor._base if tensor._is_view() else tensor
+    if origin is None or origin.grad_fn is None or torch.compiler.is_compiling():
+        return
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torch_fastinit"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        f"The tensor to initialize is computed from others ({origin.grad_fn.name()}): the write changes this copy "
+        "alone, and is lost where a module computes its weight anew. Initialize what it is computed from, such as "
+        "module.parametrizations.weight.original (original0, weight_g, ...).",
+        stacklevel=level,
+    )
 
 
 def _dispatch(

@@ -15,7 +15,8 @@ seed is drawn from `generator=`, or from torch's default CPU generator, so `torc
 Tensors may have any shape and strides. Random fills write float16, bfloat16, float32, float64, float8_e4m3fn,
 float8_e5m2 and complex tensors; another dtype raises `NotImplementedError`, a tensor whose elements share memory (an
 expanded one) `RuntimeError`, and a function that raises leaves its tensor untouched. As in torch, every function
-returns its tensor, works on leaves that require gradients, and bumps the tensor's version counter.
+returns its tensor, works on leaves that require gradients, and bumps the tensor's version counter. A write to what
+autograd computed, such as the weight of a parametrized module, is lost there, and warns; torch writes silently.
 
 For the scaled functions, `fan_in` is `shape[1] * prod(shape[2:])`, `fan_out` is `shape[0] * prod(shape[2:])`.
 """
@@ -30,11 +31,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 # Bound here, once: code that puts this module's functions into torch.nn.init must not send these back to this module.
 from torch.nn.init import _calculate_correct_fan, _calculate_fan_in_and_fan_out, calculate_gain  # noqa: F401
 from torch.nn.init import dirac_ as _torch_dirac_
 from torch.nn.init import eye_ as _torch_eye_
+from torch.nn.parameter import Parameter
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torch_fastinit import eager
@@ -140,7 +143,7 @@ def _scaled(tensor: Tensor, std: float, distribution: str, generator: torch.Gene
 
 
 def _part_of_variance(tensor: Tensor, variance: float, distribution: str) -> float:
-    """The variance to ask for where E|w|^2 is `variance`: half for each part of a complex tensor, as a normal has it."""
+    """The variance to ask for where E|w|^2 is `variance`: half, for each part of a complex tensor, as a normal has."""
     return variance / 2.0 if distribution != "normal" and tensor.is_complex() else variance
 
 
@@ -286,6 +289,8 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
     """
     if has_torch_function_variadic(tensor):
         return handle_torch_function(constant_, (tensor,), tensor=tensor, val=val)
+    if type(tensor) is not Parameter and not is_dynamo_compiling() and tensor.grad_fn is not None:
+        eager.warn_if_computed(tensor)
     with torch.no_grad():
         return tensor.fill_(val)
 
@@ -299,6 +304,8 @@ def ones_(tensor: Tensor) -> Tensor:
         >>> init.ones_(torch.empty(2))
         tensor([1., 1.])
     """
+    if type(tensor) is not Parameter and not is_dynamo_compiling() and tensor.grad_fn is not None:
+        eager.warn_if_computed(tensor)
     with torch.no_grad():
         return tensor.fill_(1.0)
 
@@ -312,6 +319,8 @@ def zeros_(tensor: Tensor) -> Tensor:
         >>> init.zeros_(torch.empty(2))
         tensor([0., 0.])
     """
+    if type(tensor) is not Parameter and not is_dynamo_compiling() and tensor.grad_fn is not None:
+        eager.warn_if_computed(tensor)
     with torch.no_grad():
         return tensor.zero_()
 
@@ -611,6 +620,8 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | No
         >>> torch.allclose(w @ w.T, torch.eye(3), atol=1e-6)
         True
     """
+    if type(tensor) is not Parameter and not is_dynamo_compiling() and tensor.grad_fn is not None:
+        eager.warn_if_computed(tensor)
     return _orthogonal_(tensor, gain, generator)
 
 
