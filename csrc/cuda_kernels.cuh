@@ -430,12 +430,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fill_table(const __gri
     case Kind::truncated_normal: {
       using Block64 = Values64<TruncatedNormalDist64>;
       if (f64) {
-        const TruncatedNormal<double> c = as<TruncatedNormal<double>>(constants);
+        TruncatedNormal<double> c = as<TruncatedNormal<double>>(constants);
         if (c.form != Form::near) return rows<Block64>(entry, layout, c, number);
+        c.form = Form::near;  // so that the paths below have no code for the others
         return any_path<Group64<TruncatedNormalDist64>, 1, Block64>(entry, layout, c, number);
       }
-      const TruncatedNormal<float> c = as<TruncatedNormal<float>>(constants);
+      TruncatedNormal<float> c = as<TruncatedNormal<float>>(constants);
       if (c.form != Form::near) return rows<Values32<TruncatedNormalDist>>(entry, layout, c, number);
+      c.form = Form::near;
       return any_dtype<TruncatedNormalDist, 4>(entry, layout, c, number);
     }
     case Kind::sparse: {
