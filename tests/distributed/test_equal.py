@@ -11,7 +11,7 @@ import torch
 import transformers
 from support.fake_ranks import on_fake_ranks
 from support.ranks import Ranks
-from support.sharded import Beside, Corners, deferred, different, local, on_meta, whole, with_indices
+from support.sharded import Beside, Corners, deferred, different, local, on_meta, twice_in_memory, whole, with_indices
 from torch import nn
 from torch.distributed import get_world_size
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
@@ -106,18 +106,6 @@ def check_fsdp(build: Callable[[], nn.Module]) -> list[str]:
         found += [f"{name}: {bad}" for bad in different(model, indices, expected, strip=WRAPPED)]
         found += [f"{name}: memory of {bad}" for bad in twice_in_memory(model)]
         model(input_of(model))[0].float().sum().backward()
-    return found
-
-
-def twice_in_memory(model: nn.Module) -> list[str]:
-    """Parameters whose padded memory, which `fully_shard` keeps, is not that of the shard."""
-    found = []
-    for module in model.modules():
-        for group in module._get_fsdp_state()._fsdp_param_groups if hasattr(module, "_get_fsdp_state") else ():
-            for one in group.fsdp_params:
-                shard, padded = one.sharded_param._local_tensor, one._sharded_param_data
-                if shard.untyped_storage().data_ptr() != padded.untyped_storage().data_ptr():
-                    found.append(one._module_info.param_name)
     return found
 
 

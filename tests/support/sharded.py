@@ -69,7 +69,7 @@ def whole(build: Callable[[], nn.Module], **how: Any) -> Any:
 def with_indices(build: Callable[[], nn.Module]) -> Any:
     """The model with each element's number among those of its tensor: what torch makes of these is who holds what."""
     model = deferred(build)
-    fastinit.materialize(model, seed=0, dtype=torch.float64)
+    fastinit.materialize(model, seed=0, dtype=torch.float64, unwritten="zeros")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.arange(parameter.numel(), dtype=torch.float64).view(parameter.shape))
@@ -101,6 +101,18 @@ def different(model: nn.Module, indices: nn.Module, expected: nn.Module, strip: 
         if not torch.equal(buffer, want[name.replace(strip, "")]):
             found.append(name)
     return found + [f"ties of {name}" for name, tie in ties(indices).items() if ties(model)[name] != tie]
+
+
+def twice_in_memory(model: nn.Module) -> list[str]:
+    """Parameters whose padded memory, which `fully_shard` keeps, is not that of the shard."""
+    found = []
+    for module in model.modules():
+        for group in module._get_fsdp_state()._fsdp_param_groups if hasattr(module, "_get_fsdp_state") else ():
+            for one in group.fsdp_params:
+                shard, padded = one.sharded_param._local_tensor, one._sharded_param_data
+                if shard.untyped_storage().data_ptr() != padded.untyped_storage().data_ptr():
+                    found.append(one._module_info.param_name)
+    return found
 
 
 def ties(model: nn.Module) -> dict[str, int]:

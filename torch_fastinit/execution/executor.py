@@ -95,7 +95,12 @@ class Executor:
         self.reals[i] = as_real(value.shadow, captured).to(device=one.device, dtype=one.dtype)
 
     def _zero(self, i: int, one: Assignment) -> None:
-        self.reals[i] = allocate(one.view.shape, one.view.stride, one.dtype, one.device).zero_()
+        if one.shard is None:
+            self.reals[i] = allocate(one.view.shape, one.view.stride, one.dtype, one.device).zero_()
+            return
+        self.reals[i], fresh = self._memory(i, one)
+        if fresh:
+            self.final[one.storage].zero_()
 
     def _replay_later(self, i: int, one: Assignment) -> None:
         self.replays.setdefault(self.values[i].storage, []).append(i)
@@ -189,7 +194,8 @@ class Executor:
             for i in replays.get(storage, ()):
                 one, real = self.plan[i], replay.tensor(self.values[i])
                 if one.dtype is not real.dtype or one.device != real.device:
-                    real = real.to(device=one.device, dtype=one.dtype)
+                    alone = len(replays[storage]) == 1 or (one.shard is None and not one.padding)
+                    real = real.to(device=one.device, dtype=one.dtype) if alone else self._together(one, real)
                 self.reals[i] = real
 
         try:
@@ -203,6 +209,14 @@ class Executor:
                 message = f"an operation that was recorded, and whose result is lost, failed: {error}"
                 raise failure(message, error) from error
             raise self._failed(self.plan[left[0]], error) from error
+
+    def _together(self, one: Assignment, real: torch.Tensor) -> torch.Tensor:
+        """`real` as it is asked for, by a cast or a move of all its storage: a shard, and the memory around it."""
+        view, base = one.view, self.final.get(one.storage)
+        if base is None:
+            base = torch.empty(0, dtype=view.dtype, device=real.device).set_(real.untyped_storage())
+            base = self.final[one.storage] = base.to(device=one.device, dtype=one.dtype)
+        return base.as_strided(view.shape, view.stride, view.offset)
 
     def _randomness(self, entry: Entry, tensor: Callable[[Value], torch.Tensor], call: Call) -> Any:
         if entry.state is not None:

@@ -186,6 +186,7 @@ class Planner:
         self._numbers: dict[Storage, int] = {}
         self._devices: dict[Storage, torch.device] = {}  # of shards: their meshes'
         self._mesh: torch.device | None = None  # where tensors go that are beside shards, as `fully_shard` moves them
+        self._dtypes: dict[Storage, torch.dtype] = {}  # of shards: what they become
 
     def plan(
         self, targets: Sequence[Target], device: torch.device | None = None, dtype: DtypeRule = None
@@ -215,7 +216,11 @@ class Planner:
         storage = value.storage
         before = value.shadow.dtype
         seen = tensor if target.holder is None else target.holder
-        dtype = before if rule is None else result_dtype(rule, target.name, seen)
+        dtype = self._dtypes.get(storage) if target.role == "padding" else None  # its shard's
+        if dtype is None:
+            dtype = before if rule is None else result_dtype(rule, target.name, seen)
+        if target.spec is not None:
+            self._dtypes[storage] = dtype
         where = device or self._devices.get(storage) or (storage.device.type == "cpu" and self._mesh) or storage.device
         if target.holder is not None and target.spec is None and (dtype is not before or where != storage.device):
             raise RuntimeError(

@@ -24,6 +24,7 @@ from torch_fastinit.recording.tape import Tape
 class _Active(threading.local):
     tape: Tape | None = None
     shows_meta = True
+    applies = False
 
 
 #: The tape of the context that this thread is in.
@@ -38,6 +39,16 @@ def hidden_meta() -> Iterator[None]:
         yield
     finally:
         active.shows_meta = True
+
+
+@contextlib.contextmanager
+def applying() -> Iterator[None]:
+    """Note that `Module._apply` is running, which puts other tensors in place of a module's."""
+    before, active.applies = active.applies, True
+    try:
+        yield
+    finally:
+        active.applies = before
 
 
 def surroundings() -> Callable[[], None]:

@@ -12,7 +12,7 @@ from torch_fastinit.recording.active import active
 from torch_fastinit.recording.patches.switch import patch_while_alive
 from torch_fastinit.recording.recorder import dispatch, recording
 from torch_fastinit.recording.tape import Tape
-from torch_fastinit.recording.tensor import Deferred
+from torch_fastinit.recording.tensor import holds_deferred
 
 
 @contextlib.contextmanager
@@ -74,7 +74,7 @@ def skip_init(cls: type[torch.nn.Module], /, *args: Any, **kwargs: Any) -> torch
 
 
 def is_deferred(x: torch.Tensor | torch.nn.Module) -> bool:
-    """Whether a tensor is deferred, or a module has a parameter or buffer that is.
+    """Whether a tensor is deferred (of a DTensor: its shard), or a module has a parameter or buffer that is.
 
     Raises:
         TypeError: `x` is neither a tensor nor a module.
@@ -85,7 +85,7 @@ def is_deferred(x: torch.Tensor | torch.nn.Module) -> bool:
         False
     """
     if isinstance(x, torch.Tensor):
-        return isinstance(x, Deferred)
+        return holds_deferred(x)
     if isinstance(x, torch.nn.Module):
-        return any(isinstance(t, Deferred) for ts in (x.parameters(), x.buffers()) for t in ts)
+        return any(holds_deferred(t) for ts in (x.parameters(), x.buffers()) for t in ts)
     raise TypeError(f"is_deferred() takes a tensor or a module, not {type(x).__name__}")

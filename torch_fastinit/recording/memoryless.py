@@ -46,13 +46,30 @@ def is_recorded_outside(func: Any) -> bool:
     )
 
 
+def makes_real(func: Any, kwargs: Any) -> bool:
+    """Whether an operation asks for fresh memory on a device, as loading a checkpoint does; outside a context."""
+    if func is not torch.ops.aten.empty_like.default or not kwargs or kwargs.get("device") is None:
+        return False
+    return torch.device(kwargs["device"]).type != "meta"
+
+
+#: Namespaces of collectives.
+_COLLECTIVES = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd", "_dtensor"})
+
+
+@functools.cache
+def is_collective(func: Any) -> bool:
+    """Whether an operator sends contents, which a recording cannot: those of other ranks are not there."""
+    return func.namespace in _COLLECTIVES and func._schema.name != "c10d::barrier"
+
+
 def check_outside(func: Any, kwargs: Any, tensors: Sequence[torch.Tensor]) -> None:
     """Refuse an operation of a forward or backward pass, an optimizer or a collective on deferred `tensors`."""
     shape = tensors[0].shape
     if not is_recorded_outside(func):
         raise no_memory(shape, f"{func} cannot run on it", ", or do this inside fastinit.deferred()")
-    if func is torch.ops.aten.empty_like.default and kwargs.get("device") is not None:
-        if torch.device(kwargs["device"]).type != "meta":  # as `Module.to_empty` and FSDP1 do
+    if makes_real(func, kwargs):
+        if active.applies:  # `Module.to_empty`, also as FSDP1 calls it
             raise no_memory(shape, "to_empty() would lose what was recorded")
     elif torch.is_grad_enabled() and signature_of(func).writes:
         for tensor in tensors:

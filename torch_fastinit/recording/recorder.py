@@ -17,6 +17,7 @@ from torch_fastinit._torch import dispatch_depth, is_alias_of, push_dispatch_mod
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.creations import CONTIGUOUS, CREATIONS, EMPTY_SHAPED, SHAPES, Creation, empty_like
 from torch_fastinit.recording.generators import OwnGenerators, generator_by_name, is_default, same_state, states
+from torch_fastinit.recording.memoryless import is_collective, no_memory
 from torch_fastinit.recording.outsiders import mark, run_on_meta, set_storage, set_tensor
 from torch_fastinit.recording.replay import evaluate, run_alone
 from torch_fastinit.recording.schema import Signature, signature_of
@@ -178,6 +179,8 @@ def recording(tape: Tape) -> Iterator[None]:
 
 def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
     """Record any operation: run it on shadows for metadata and aliasing, and note what it does to memory."""
+    if is_collective(func):
+        _refuse_collective(func, (args, kwargs))
     signature = signature_of(func)
     if signature.writes_if is not None and not (args[5:] or (kwargs.get("training"),))[0]:
         signature = signature.without_writes
@@ -245,6 +248,13 @@ def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
     if flat_written or not aliases:
         record(tape, func, vargs, vkwargs, flat_written, outs, signature.overwrites, signature.random)
     return results
+
+
+def _refuse_collective(func: Any, args: Any) -> None:
+    found: list[Deferred] = []
+    transform(args, Deferred, found.append)
+    if found:
+        raise no_memory(found[0].shape, f"{func} cannot send it")
 
 
 def _apart(signature: Signature, args: Any, kwargs: Any, written: list[Value]) -> tuple[Any, Any]:

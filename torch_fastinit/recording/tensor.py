@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedParameter, UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit._torch import disabled_torch_function, make_wrapper_subclass
+from torch_fastinit._torch import disabled_torch_function, local_of, make_wrapper_subclass, spec_of
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.memory import allocate, as_real, span
-from torch_fastinit.recording.memoryless import check_outside, no_memory, storage_of
+from torch_fastinit.recording.memoryless import check_outside, makes_real, no_memory, storage_of
 from torch_fastinit.recording.replay import closure, evaluate
 from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, clock, need, transform
 
@@ -67,6 +67,9 @@ class Deferred(torch.Tensor):
             found: list[Deferred] = []
             transform((args, kwargs), Deferred, found.append)
             check_outside(func, kwargs or {}, found)
+            if makes_real(func, kwargs):
+                with outside():
+                    return func(*transform(args, Deferred, lambda tensor: tensor._value.shadow), **kwargs)
         return tape_of((args, kwargs)).dispatch(func, args, kwargs or {})
 
     @property
@@ -215,6 +218,11 @@ class Deferred(torch.Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise no_memory(self.shape, "there is nothing to save")
+
+
+def holds_deferred(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is deferred, or a DTensor whose shard is."""
+    return isinstance(tensor, Deferred) or (spec_of(tensor) is not None and isinstance(local_of(tensor), Deferred))
 
 
 def _conversion(name: str) -> Callable[..., Any]:

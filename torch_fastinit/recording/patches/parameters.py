@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from torch_fastinit._torch import DisableTorchFunctionSubclass
-from torch_fastinit.recording.active import active, hidden_meta
+from torch_fastinit.recording.active import active, applying, hidden_meta
 from torch_fastinit.recording.originals import clone
-from torch_fastinit.recording.tensor import Deferred, as_subclass, deferred_class, expose, set_class
+from torch_fastinit.recording.tensor import Deferred, as_subclass, deferred_class, expose, holds_deferred, set_class
 
 _new_parameter = clone(torch.nn.Parameter.__new__)
 _new_uninitialized_parameter = clone(UninitializedParameter.__new__)
@@ -107,18 +108,27 @@ _load = clone(torch.nn.Module._load_from_state_dict)
 
 def _load_from_state_dict(self: torch.nn.Module, *args: Any) -> None:
     """Loading into deferred tensors is recorded: a warning that nothing comes of it, as on meta, would be wrong."""
-    if active.tape is None and any(
-        isinstance(t, Deferred) for t in chain(self._parameters.values(), self._buffers.values())
-    ):
-        with hidden_meta():
-            _load(self, *args)
-    else:
+    own = [t for t in chain(self._parameters.values(), self._buffers.values()) if t is not None]
+    if active.tape is not None or not any(map(holds_deferred, own)):
         _load(self, *args)
+        return
+    with hidden_meta(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"for .*: copying from a non-meta parameter", category=UserWarning)
+        _load(self, *args)
+
+
+_apply_to_all = clone(torch.nn.Module._apply)
+
+
+def _apply(self: torch.nn.Module, fn: Any, recurse: bool = True) -> Any:
+    with applying():
+        return _apply_to_all(self, fn, recurse)
 
 
 PATCHES: dict[str, tuple[Any, Callable[..., Any]]] = {
     "Parameter": (torch.nn.Parameter.__new__, _parameter),
     "UninitializedParameter": (UninitializedParameter.__new__, _uninitialized_parameter),
+    "_apply": (torch.nn.Module._apply, _apply),
     "_load_from_state_dict": (torch.nn.Module._load_from_state_dict, _load_from_state_dict),
     "UninitializedBuffer": (UninitializedBuffer.__new__, _uninitialized_buffer),
 }
