@@ -19,12 +19,21 @@ namespace {
 using fastinit::Description;
 using fastinit::DType;
 using fastinit::Fill;
+using fastinit::Form;
 using fastinit::Kind;
 
 template <class T>
 py::tuple tuple_of(const fastinit::TruncatedNormal<T>& c) {
-  if (c.far) return py::make_tuple(c.step, c.base_lower, c.lo, c.hi, c.kappa, c.psi, c.near, c.reach);
-  return py::make_tuple(c.step, c.base_lower, c.base_upper, c.x_step, c.x_lower, c.x_upper, c.mean, c.std, c.lo, c.hi);
+  // What all forms have comes first.
+  switch (c.form) {
+    case Form::near:
+      return py::make_tuple(c.lo, c.hi, c.unit, c.anchor, c.step, c.base_lower, c.base_upper, c.mean, c.std, c.x_step,
+                            c.x_lower, c.x_upper);
+    case Form::far:
+      return py::make_tuple(c.lo, c.hi, c.unit, c.anchor, c.step, c.base_lower, c.near, c.reach, c.kappa, c.psi);
+    default:
+      return py::make_tuple(c.lo, c.hi, c.unit, c.anchor, c.c0, c.c1, c.c2, c.c3, c.c4, c.c5);
+  }
 }
 
 // The constants of a fill in float (T = float) or in double.
@@ -40,7 +49,7 @@ void add_constants(py::dict& out, const Fill& fill, const fastinit::Uniform<T>& 
   } else if (fill.kind == Kind::truncated_normal) {
     out["constants"] = tuple_of(truncated);
     out["threshold"] = truncated.threshold;
-    out["far"] = truncated.far != 0;
+    out["form"] = static_cast<int>(truncated.form);
   }
 }
 

@@ -136,7 +136,8 @@ Entry entry_of(const Fill& fill) {
   entry.item_size = static_cast<int8_t>(fill.item_size);
   entry.steps = static_cast<int8_t>(fill.steps);
   if (fill.kind == Kind::truncated_normal) {
-    entry.far = (fill.dtype == DType::f64 ? fill.constants.truncated_f64.far : fill.constants.truncated_f32.far) != 0;
+    const auto& c = fill.constants;
+    entry.scattered = (fill.dtype == DType::f64 ? c.truncated_f64.form : c.truncated_f32.form) != Form::near;
   }
   return entry;
 }
@@ -228,7 +229,8 @@ void add(Tables& tables, Fill fill) {
   const bool constant = fill.kind == Kind::constant;
   const Entry entry = entry_of(fill);
   const bool together = fill.dims == 1 && fill.strides[0] == 1 && (constant || fill.logical_strides[0] == 1);
-  if (!together || entry.far || entry.steps > 0 || fill.kind == Kind::diagonals) return add_scattered(tables, fill);
+  if (!together || entry.scattered || entry.steps > 0 || fill.kind == Kind::diagonals)
+    return add_scattered(tables, fill);
 
   // A ragged head, then 16 bytes at a time, then a ragged tail. Each 16 bytes are whole blocks, in whose numbers the
   // high half does not change.

@@ -1,8 +1,8 @@
 // The fill loop on a GPU: what a thread does with its part of a table.
 //
 // Long runs of neighbouring elements are written 16 bytes a thread; whatever that leaves (ragged ends, strides,
-// regions, far tails) goes element by element, a block of the generator a thread. A sparse fill is a scan down each
-// column.
+// regions, far tails and narrow intervals) goes element by element, a block of the generator a thread. A sparse fill is
+// a scan down each column.
 #pragma once
 #define FASTINIT_ISA gpu
 #include <cuda_runtime.h>
@@ -33,7 +33,9 @@ struct Entry {
       items;  // what threads do one of at a time: 16 bytes; or a block in a row; or an element; or part of a column
   uint64_t first;  // run: the number of the first block; else: the logical index of the first element
   uint64_t seed, stream;
-  int8_t kind, dtype, item_size, dims, far, chunk_log2;
+  int8_t kind, dtype, item_size, dims;
+  bool scattered;  // whatever its layout: a form of the truncated normal that has no path for neighbours
+  int8_t chunk_log2;
   Path path;
   int8_t steps;
 };
@@ -429,11 +431,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fill_table(const __gri
       using Block64 = Values64<TruncatedNormalDist64>;
       if (f64) {
         TruncatedNormal<double> c = as<TruncatedNormal<double>>(constants);
-        if ((c.far = entry.far)) return rows<Block64>(entry, layout, c, number);
+        if (c.form != Form::near) return rows<Block64>(entry, layout, c, number);
+        c.form = Form::near;  // so that the paths below have no code for the others
         return any_path<Group64<TruncatedNormalDist64>, 1, Block64>(entry, layout, c, number);
       }
       TruncatedNormal<float> c = as<TruncatedNormal<float>>(constants);
-      if ((c.far = entry.far)) return rows<Values32<TruncatedNormalDist>>(entry, layout, c, number);
+      if (c.form != Form::near) return rows<Values32<TruncatedNormalDist>>(entry, layout, c, number);
+      c.form = Form::near;
       return any_dtype<TruncatedNormalDist, 4>(entry, layout, c, number);
     }
     case Kind::sparse: {

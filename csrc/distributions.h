@@ -62,7 +62,14 @@ FASTINIT_FN F far_tail(F ratio, const TruncatedNormal<float>& c) {
     delta = fma(neg(miss), reciprocal(slope), delta);
   }
   const F stretch = mul(delta, reciprocal(add(sqrt(add(delta, splat(1.0f))), splat(1.0f))));
-  return clamp(fma(stretch, splat(c.reach), splat(c.near)), c.lo, c.hi);
+  return fma(stretch, splat(c.reach), splat(c.near));
+}
+
+// The narrow form: a cubic in v beside v itself, whose steps stay larger than any rounding of the rest.
+FASTINIT_FN F narrow_form(U word, const TruncatedNormal<float>& c) {
+  const F v = mul(to_float(bit_xor(word, splat(0x80000000u))), splat(0x1p-31f));
+  const F rest = fma(fma(fma(splat(c.c5), v, splat(c.c4)), v, splat(c.c3)), v, splat(c.c2));
+  return fma(v, splat(c.c1), fma(mul(v, v), rest, splat(c.c0)));
 }
 
 // The near form, where the central polynomial serves: a normal number, and what tells whether it does.
@@ -83,15 +90,21 @@ FASTINIT_FN F near_tail(F z, Mask upper, F length) {
   return select(greater(length, splat(10.0f)), select(upper, y, neg(y)), z);
 }
 
+// What every form ends with.
+FASTINIT_FN F placed(F y, const TruncatedNormal<float>& c) {
+  return clamp(fma(y, splat(c.unit), splat(c.anchor)), c.lo, c.hi);
+}
+
 FASTINIT_FN F near_value(F z, const TruncatedNormal<float>& c) {
-  return clamp(fma(z, splat(c.std), splat(c.mean)), c.lo, c.hi);
+  return placed(fma(z, splat(c.std), splat(c.mean)), c);
 }
 
 FASTINIT_FN F truncated_normal(U word, const TruncatedNormal<float>& c) {
-  if (c.far) {
+  if (c.form == Form::narrow) return placed(narrow_form(word, c), c);
+  if (c.form == Form::far) {
     const U k = shr<1>(word);
     const U t = select(greater(k, splat(static_cast<uint32_t>(c.threshold))), bit_xor(k, splat(0x7fffffffu)), k);
-    return far_tail(fma(to_float(t), splat(c.step), splat(c.base_lower)), c);
+    return placed(far_tail(fma(to_float(t), splat(c.step), splat(c.base_lower)), c), c);
   }
   Mask upper;
   F length;
@@ -132,7 +145,7 @@ struct NormalDist {
 struct TruncatedNormalDist {
   using Constants = TruncatedNormal<float>;
   FASTINIT_FN void values(const U w[4], const Constants& c, U e[4]) {
-    if (kLanes > 1 || c.far) {
+    if (kLanes > 1 || c.form != Form::near) {
       for (int j = 0; j < 4; ++j) e[j] = bits(truncated_normal(w[j], c));
       return;
     }
@@ -366,16 +379,29 @@ FASTINIT_FN double far_tail64(double ratio, const TruncatedNormal<double>& c) {
     delta = delta - miss * reciprocal64(slope);
   }
   const double stretch = delta * reciprocal64(1.0 + sqrt64(1.0 + delta));
-  return clamp64(stretch * c.reach + c.near, c.lo, c.hi);
+  return stretch * c.reach + c.near;
+}
+
+FASTINIT_FN double narrow_form64(const uint32_t w[2], const TruncatedNormal<double>& c) {
+  const double v = (static_cast<double>(static_cast<int32_t>(w[0] ^ 0x80000000u)) +
+                    static_cast<double>(static_cast<int32_t>(w[1] >> 1)) * 0x1p-31) *
+                   0x1p-31;
+  const double rest = c.c2 + v * (c.c3 + v * (c.c4 + v * c.c5));
+  return v * c.c1 + (v * v * rest + c.c0);
+}
+
+FASTINIT_FN double placed64(double y, const TruncatedNormal<double>& c) {
+  return clamp64(y * c.unit + c.anchor, c.lo, c.hi);
 }
 
 FASTINIT_FN double truncated_normal64(const uint32_t w[2], const TruncatedNormal<double>& c) {
+  if (c.form == Form::narrow) return placed64(narrow_form64(w, c), c);
   const uint32_t k = w[0] >> 1;
   const bool upper = static_cast<int32_t>(k) > c.threshold;
   const uint32_t flip = upper ? 0x7fffffffu : 0u;
   const double t = to_double(k ^ flip, (w[1] >> 1) ^ flip);
   const double p = t * c.step + (upper ? c.base_upper : c.base_lower);
-  if (c.far) return far_tail64(p, c);
+  if (c.form == Form::far) return placed64(far_tail64(p, c), c);
   const double x = t * c.x_step + (upper ? c.x_upper : c.x_lower);
   const double p4 = p * 4.0;
   const double length = neg2log64<0>(p4 - p4 * p);
@@ -386,7 +412,7 @@ FASTINIT_FN double truncated_normal64(const uint32_t w[2], const TruncatedNormal
   } else {
     z = x * horner(length, FASTINIT_QUANTILE_CENTRAL_F64);
   }
-  return clamp64((upper ? z : -z) * c.std + c.mean, c.lo, c.hi);
+  return placed64((upper ? z : -z) * c.std + c.mean, c);
 }
 
 // A distribution: the two values of a block.

@@ -19,26 +19,41 @@ struct Normal {
   T mean, std;
 };
 
-// Inversion on the survival side. A word picks the integer t and a side; the tail probability there is base + t * step.
+// How a truncated normal is inverted: from the mean; from a bound, where both lie 6 deviations or more on one side of
+// it; or from the middle of an interval so narrow that the density is an exponential there, nearly constant.
+enum class Form : int32_t { near, far, narrow };
+
+// Near and far invert on the survival side. A word picks the integer t and a side; the tail probability there is
+// base + t * step. The result y, of any form, becomes y * unit + anchor, in [lo, hi].
 template <class T>
 struct TruncatedNormal {
   int32_t threshold;  // words above it (as 31-bit integers) lie on the upper side
-  int32_t far;        // both bounds lie 6 deviations or more on one side of the mean
-  T step, base_lower, base_upper, std, lo, hi;
+  Form form;
+  T lo, hi, unit, anchor;
   // Near: 1 - 2 * probability = x + t * x_step, without its cancellation. Far: 1 / alpha^2, 2 psi(kappa), the bound
-  // near the mean and its distance from the mean.
+  // near the mean and its distance from the mean. Narrow: coefficients. Values are in units, from the anchor.
   union {
-    T mean, near;
+    T step, c0;
   };
   union {
-    T x_step, kappa;
+    T base_lower, c1;
+  };
+  union {
+    T base_upper, c2;
+  };
+  union {
+    T mean, near, c3;
+  };
+  union {
+    T std, reach, c4;
+  };
+  union {
+    T x_step, kappa, c5;
   };
   union {
     T x_lower, psi;
   };
-  union {
-    T x_upper, reach;
-  };
+  T x_upper;
 };
 
 struct Sparse {

@@ -39,30 +39,83 @@ double psi_of(double kappa) {
   return kappa * sum;
 }
 
-// `unit` is the smallest step of the integer t: 2^-31 or 2^-62 of the mass.
+// The power of two at or below |x|, if T has it.
 template <class T>
-TruncatedNormal<T> truncated_normal(double mean, double std, double a, double b, const Bounds& bounds, double unit) {
+double unit_of(double x) {
+  constexpr int lowest = sizeof(T) == 4 ? -149 : -1074, highest = sizeof(T) == 4 ? 127 : 1023;
+  int exponent = highest + 1;
+  if (std::isfinite(x)) std::frexp(x, &exponent);
+  exponent = exponent - 1 < lowest ? lowest : exponent - 1 > highest ? highest : exponent - 1;
+  return std::ldexp(1.0, exponent);
+}
+
+// [a, b] from its middle: the density falls as exp(-tilt x) for x from -1 to 1, which its inverse is a series for.
+template <class T>
+void narrow(TruncatedNormal<T>& c, double a, double b, double tilt) {
+  const double half = 0.5 * (b - a), square = tilt * tilt;
+  const double unit = unit_of<T>(half);
+  c.form = Form::narrow;
+  c.unit = static_cast<T>(unit);
+  c.anchor = static_cast<T>(0.5 * a + 0.5 * b);
+  const double tanh = tilt * (15.0 + square) / (15.0 + 6.0 * square);
+  const double c1 = half / unit * ((15.0 + square) / (15.0 + 6.0 * square));
+  const double c2 = c1 * tanh / 2.0, c4 = c1 * tanh * tanh * tanh / 4.0;
+  const double anchor = c.anchor;
+  c.c0 = static_cast<T>(0.5 * ((a - anchor) + (b - anchor)) / unit - (c2 + c4));
+  c.c1 = static_cast<T>(c1);
+  c.c2 = static_cast<T>(c2);
+  c.c3 = static_cast<T>(c1 * tanh * tanh / 3.0);
+  c.c4 = static_cast<T>(c4);
+  c.c5 = static_cast<T>(c1 * tanh * tanh * tanh * tanh / 5.0);
+}
+
+// `step` is the smallest step of the integer t: 2^-31 or 2^-62 of the mass.
+template <class T>
+TruncatedNormal<T> truncated_normal(double mean, double std, double a, double b, const Bounds& bounds, double step) {
   TruncatedNormal<T> c{};
-  const double alpha = (a - mean) / std, beta = (b - mean) / std;
-  c.mean = static_cast<T>(mean);
-  c.std = static_cast<T>(std);
+  const double alpha = (a - mean) / std, beta = (b - mean) / std, width = (b - a) / std;
   c.lo = static_cast<T>(bounds.lo);
   c.hi = static_cast<T>(bounds.hi);
-  if (alpha >= 6.0 || beta <= -6.0) {
-    const bool upper = alpha >= 6.0;
+
+  // Narrow: fewer than some 2^14 last places of the distance from the mean, or so far below the deviation that the
+  // constants of the other forms could underflow; and the logarithm of the density hardly changes.
+  constexpr double kNarrow = sizeof(T) == 4 ? 0x1p-9 : 0x1p-38;
+  const double distance = std::fmax(std::fabs(alpha), std::fabs(beta));
+  if (width * distance <= 64.0 * kNarrow && width <= std::fmax(kNarrow * distance, 0x1p-64)) {
+    narrow(c, a, b, 0.25 * (alpha + beta) * width);
+    return c;
+  }
+
+  const bool upper = alpha >= 6.0, far = upper || beta <= -6.0;
+  double point = far ? (upper ? a : b) : mean;
+  double spread = far ? point - mean : std;
+  const double scale = std::fmin(b - a, std / std::fmax(1.0, std::fmax(alpha, -beta)));
+  double unit = 1.0, anchor = -0.0;  // y * 1 + -0 is y, zeros included
+  const double moved = std::fabs(static_cast<double>(static_cast<T>(point)) - point);
+  const double stretched = std::fabs(static_cast<double>(static_cast<T>(spread)) - spread);
+  if (!(moved <= 0x1p-13 * scale && stretched <= 0x1p-13 * std::fabs(spread))) {
+    // Rounding them once would move the law: what rounding leaves of the point is added first.
+    unit = unit_of<T>(spread);
+    anchor = std::isfinite(static_cast<T>(point)) ? static_cast<T>(point) : 0.0;
+    point -= anchor;
+  }
+  c.unit = static_cast<T>(unit);
+  c.anchor = static_cast<T>(anchor);
+  const T origin = static_cast<T>(point / unit), stretch = static_cast<T>(spread / unit);
+  if (far) {
     const double near = upper ? alpha : -beta, other = upper ? beta : -alpha;
     const double ratio =
         other == kInf ? 0.0
                       : exp_negative(-0.5 * (other - near) * (other + near)) * mills_ratio(other) / mills_ratio(near);
-    c.far = 1;
+    c.form = Form::far;
     c.threshold = upper ? -1 : 0x7fffffff;
-    c.step = static_cast<T>((1.0 - ratio) * unit);
-    c.base_lower = c.base_upper = static_cast<T>(ratio + (1.0 - ratio) * (0.5 * unit));
+    c.step = static_cast<T>((1.0 - ratio) * step);
+    c.base_lower = c.base_upper = static_cast<T>(ratio + (1.0 - ratio) * (0.5 * step));
     const double kappa = 1.0 / (near * near);
     c.kappa = static_cast<T>(kappa);
     c.psi = static_cast<T>(2.0 * psi_of(kappa));
-    c.near = static_cast<T>(upper ? a : b);
-    c.reach = static_cast<T>(upper ? a - mean : b - mean);
+    c.near = origin;
+    c.reach = stretch;
     return c;
   }
   const double m = mass(alpha, beta);
@@ -70,13 +123,16 @@ TruncatedNormal<T> truncated_normal(double mean, double std, double a, double b,
   double share = std::floor((0.5 - below) / m * 0x1p31);
   if (!(share > 0.0)) share = 0.0;
   if (share > 0x1p31) share = 0x1p31;
+  c.form = Form::near;
   c.threshold = static_cast<int32_t>(share - 1.0);
-  c.step = static_cast<T>(m * unit);
-  c.base_lower = static_cast<T>(below + m * (0.5 * unit));
-  c.base_upper = static_cast<T>(upper_tail(beta) + m * (0.5 * unit));
-  c.x_step = static_cast<T>(-2.0 * (m * unit));
-  c.x_lower = static_cast<T>(-2.0 * signed_central(alpha) - m * unit);
-  c.x_upper = static_cast<T>(2.0 * signed_central(beta) - m * unit);
+  c.step = static_cast<T>(m * step);
+  c.base_lower = static_cast<T>(below + m * (0.5 * step));
+  c.base_upper = static_cast<T>(upper_tail(beta) + m * (0.5 * step));
+  c.x_step = static_cast<T>(-2.0 * (m * step));
+  c.x_lower = static_cast<T>(-2.0 * signed_central(alpha) - m * step);
+  c.x_upper = static_cast<T>(2.0 * signed_central(beta) - m * step);
+  c.mean = origin;
+  c.std = stretch;
   return c;
 }
 
@@ -265,8 +321,7 @@ void lower_random(Fill& fill, const double (&p)[4]) {
     const Bounds bounds = bounds_in(fill.dtype, p[2], p[3], false);
     if (bounds.empty) return make_constant(fill, p[2]);
     if (!(p[1] > 0.0)) {  // all the mass in one point
-      const double point = p[0] < bounds.lo ? bounds.lo : p[0] > bounds.hi ? bounds.hi : p[0];
-      return make_constant(fill, point);
+      return make_constant(fill, scalar::clamp64(p[0], bounds.lo, bounds.hi));
     }
     if (f64) {
       fill.constants.truncated_f64 = truncated_normal<double>(p[0], p[1], p[2], p[3], bounds, 0x1p-62);

@@ -200,12 +200,12 @@ def load_kernels() -> ModuleType:
 
 #: What is compiled with Triton: kernel and constants. KIND 2, 3, 4: csrc/fill.h.
 TRITON: dict[str, tuple[str, dict[str, Any]]] = {
-    "uniform": ("run", {"KIND": 2, "FAR": False}),
-    "normal": ("run", {"KIND": 3, "FAR": False}),
-    "truncated_normal": ("run", {"KIND": 4, "FAR": False}),
-    "far_tail": ("scattered", {"KIND": 4, "FAR": True}),
+    "uniform": ("run", {"KIND": 2, "FORM": 0}),
+    "normal": ("run", {"KIND": 3, "FORM": 0}),
+    "truncated_normal": ("run", {"KIND": 4, "FORM": 0}),
+    "far_tail": ("scattered", {"KIND": 4, "FORM": 1}),
     # times, plus and divided by something, in float16, bfloat16 and float8_e4m3fn
-    "program": ("run", {"KIND": 3, "FAR": False, "PROGRAM": 10 | 15 << 6 | 20 << 12}),
+    "program": ("run", {"KIND": 3, "FORM": 0, "PROGRAM": 10 | 15 << 6 | 20 << 12}),
     "sparse": ("sparse", {}),
     "patterned": ("patterned", {"KIND": 8}),
 }

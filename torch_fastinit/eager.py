@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import operator
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
+from torch.nn.parameter import Parameter
 from torch.overrides import has_torch_function_unary
 
-from torch_fastinit._torch import ORDINARY, PLAIN_TENSOR, increment_version, keys_of_tensor, spec_of, watched
+from torch_fastinit._torch import (
+    ORDINARY,
+    PLAIN_TENSOR,
+    increment_version,
+    is_partial,
+    keys_of_tensor,
+    spec_of,
+    watched,
+)
 from torch_fastinit.backend import provider_for, serving
 from torch_fastinit.initializers import Bits, Initializer
 from torch_fastinit.ops import EAGER_SECOND, RANDOM_DTYPES, Fill, check_generator, fill_one, refuse_inference_update
@@ -35,8 +48,11 @@ def fill(
     """
     if generator is not None:
         check_generator(generator)
+    compiling = is_dynamo_compiling()
+    if type(tensor) is not Parameter and not compiling and tensor.grad_fn is not None:  # a parameter is never computed
+        warn_if_computed(tensor)
     if (
-        not is_dynamo_compiling()
+        not compiling
         and tensor.dtype in RANDOM_DTYPES
         and not has_torch_function_unary(tensor)
         and keys_of_tensor(tensor).raw_repr() == PLAIN_TENSOR
@@ -67,6 +83,44 @@ def fill(
     _dispatch(tensor, initializer, generator, seed, stream)
     increment_version((tensor,))
     return tensor
+
+
+def fill_constant(tensor: Tensor, value: float) -> Tensor:
+    """`tensor.fill_(value)`, with what fills here do besides."""
+    if type(tensor) is not Parameter and not is_dynamo_compiling() and tensor.grad_fn is not None:
+        warn_if_computed(tensor)
+    if type(tensor) not in ORDINARY and is_partial(tensor):  # the value is what the terms reduce to, not each term
+        from torch_fastinit import dtensors
+
+        return dtensors.update(tensor, lambda local, _: local.fill_(value))
+    with torch.no_grad():
+        return tensor.fill_(value)
+
+
+def write_whole(write: Callable[..., object], tensor: Tensor, *args: Any) -> Tensor:
+    """`write(tensor, *args)`, of a DTensor the logical tensor as a whole, of which the local part is kept."""
+    if type(tensor) in ORDINARY or spec_of(tensor) is None:
+        write(tensor, *args)
+        return tensor
+    from torch_fastinit import dtensors
+
+    return dtensors.write_whole(tensor, lambda logical: write(logical, *args))
+
+
+def warn_if_computed(tensor: Tensor) -> None:
+    """Warn of a write to what autograd computed, but for views of what it did not. (Under no_grad nothing tells.)"""
+    origin = tensor._base if tensor._is_view() else tensor
+    if origin is None or origin.grad_fn is None or torch.compiler.is_compiling():
+        return
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torch_fastinit"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        f"The tensor to initialize is computed from others ({origin.grad_fn.name()}): the write changes this copy "
+        "alone, and is lost where a module computes its weight anew. Initialize what it is computed from, such as "
+        "module.parametrizations.weight.original (original0, weight_g, ...).",
+        stacklevel=level,
+    )
 
 
 def _dispatch(

@@ -15,7 +15,8 @@ seed is drawn from `generator=`, or from torch's default CPU generator, so `torc
 Tensors may have any shape and strides. Random fills write float16, bfloat16, float32, float64, float8_e4m3fn,
 float8_e5m2 and complex tensors; another dtype raises `NotImplementedError`, a tensor whose elements share memory (an
 expanded one) `RuntimeError`, and a function that raises leaves its tensor untouched. As in torch, every function
-returns its tensor, works on leaves that require gradients, and bumps the tensor's version counter.
+returns its tensor, works on leaves that require gradients, and bumps the tensor's version counter. A write to what
+autograd computed, such as the weight of a parametrized module, is lost there, and warns; torch writes silently.
 
 Of a DTensor each rank writes its part of the unsharded fill, with the logical shape's fans. No collective runs: each
 rank draws the seed from its own generator, and equal generators give parts of one tensor (docs/sharding.md).
@@ -33,15 +34,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 # Bound here, once: code that puts this module's functions into torch.nn.init must not send these back to this module.
 from torch.nn.init import _calculate_correct_fan, _calculate_fan_in_and_fan_out, calculate_gain  # noqa: F401
 from torch.nn.init import dirac_ as _torch_dirac_
 from torch.nn.init import eye_ as _torch_eye_
+from torch.nn.parameter import Parameter
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torch_fastinit import eager
-from torch_fastinit._torch import ORDINARY, is_partial, spec_of
 from torch_fastinit.initializers import Dirac, Eye, Normal, Sparse, TruncatedNormal, Uniform
 from torch_fastinit.ops import RANDOM_DTYPES
 from torch_fastinit.orthogonal import orthogonal_ as _orthogonal_
@@ -143,14 +145,9 @@ def _scaled(tensor: Tensor, std: float, distribution: str, generator: torch.Gene
     )
 
 
-def _whole(write: Callable[..., object], tensor: Tensor, *args: Any) -> Tensor:
-    """`write(tensor, *args)`, of a DTensor the logical tensor as a whole, of which the local part is kept."""
-    if type(tensor) in ORDINARY or spec_of(tensor) is None:
-        write(tensor, *args)
-        return tensor
-    from torch_fastinit import dtensors
-
-    return dtensors.write_whole(tensor, lambda logical: write(logical, *args))
+def _part_of_variance(tensor: Tensor, variance: float, distribution: str) -> float:
+    """The variance to ask for where E|w|^2 is `variance`: half, for each part of a complex tensor, as a normal has."""
+    return variance / 2.0 if distribution != "normal" and tensor.is_complex() else variance
 
 
 def _has_no_elements(tensor: Tensor) -> bool:
@@ -260,6 +257,8 @@ def trunc_normal_(
     """
     if tensor.is_meta:
         return tensor
+    if tensor.is_complex():
+        raise NotImplementedError(f"trunc_normal_ is not implemented for {tensor.dtype}: [a, b] is of real numbers")
     mean, std, a, b = _number(mean, "mean"), _number(std, "std"), _number(a, "a"), _number(b, "b")
     if mean < a - 2 * std or mean > b + 2 * std:
         warnings.warn(
@@ -293,12 +292,7 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
     """
     if has_torch_function_variadic(tensor):
         return handle_torch_function(constant_, (tensor,), tensor=tensor, val=val)
-    if type(tensor) not in ORDINARY and is_partial(tensor):  # the value is what the terms reduce to, not each term
-        from torch_fastinit import dtensors
-
-        return dtensors.update(tensor, lambda local, _: local.fill_(val))
-    with torch.no_grad():
-        return tensor.fill_(val)
+    return eager.fill_constant(tensor, val)
 
 
 def ones_(tensor: Tensor) -> Tensor:
@@ -310,10 +304,7 @@ def ones_(tensor: Tensor) -> Tensor:
         >>> init.ones_(torch.empty(2))
         tensor([1., 1.])
     """
-    if type(tensor) not in ORDINARY and is_partial(tensor):
-        return constant_(tensor, 1.0)
-    with torch.no_grad():
-        return tensor.fill_(1.0)
+    return eager.fill_constant(tensor, 1.0)
 
 
 def zeros_(tensor: Tensor) -> Tensor:
@@ -325,6 +316,8 @@ def zeros_(tensor: Tensor) -> Tensor:
         >>> init.zeros_(torch.empty(2))
         tensor([0., 0.])
     """
+    if type(tensor) is not Parameter and not is_dynamo_compiling() and tensor.grad_fn is not None:
+        eager.warn_if_computed(tensor)
     with torch.no_grad():
         return tensor.zero_()
 
@@ -350,7 +343,7 @@ def eye_(tensor: Tensor) -> Tensor:
     if tensor.ndimension() != 2:
         raise ValueError("Only tensors with 2 dimensions are supported")
     if tensor.dtype not in RANDOM_DTYPES:
-        return _whole(_torch_eye_, tensor)
+        return eager.write_whole(_torch_eye_, tensor)
     return eager.fill(tensor, Eye())
 
 
@@ -383,7 +376,7 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
     if tensor.is_meta:
         return tensor
     if tensor.dtype not in RANDOM_DTYPES or groups < 1 or 0 in tensor.shape:
-        return _whole(_torch_dirac_, tensor, groups)
+        return eager.write_whole(_torch_dirac_, tensor, groups)
     return eager.fill(tensor, Dirac(operator.index(groups)))
 
 
@@ -515,11 +508,12 @@ def variance_scaling_(
     r"""Fill `tensor` with a distribution of mean 0 and variance `scale / fan`, as JAX's and Keras's initialiser.
 
     `"truncated_normal"` is cut at two deviations and widened so that the variance after the cut is as asked;
-    `"normal"` is not cut; `"uniform"` is on $[-\sqrt{3 v}, \sqrt{3 v})$ for the variance v. The fans are
-    torch's (see above): a weight is laid out (outputs, inputs, kernel).
+    `"normal"` is not cut; `"uniform"` is on $[-\sqrt{3 v}, \sqrt{3 v})$ for the variance v. The parts of a complex
+    tensor are independent, each with half the variance: $E|w|^2$ is `scale / fan` too. The fans are torch's (see
+    above): a weight is laid out (outputs, inputs, kernel).
 
     Args:
-        tensor: 2 dimensions or more; a floating-point dtype (complex too, but for the truncated normal).
+        tensor: 2 dimensions or more; a floating-point or complex dtype.
         scale: the variance times the fan; positive.
         mode: which fan: `"fan_in"`, `"fan_out"`, or `"fan_avg"`, their mean.
         distribution: `"truncated_normal"`, `"normal"` or `"uniform"`.
@@ -547,7 +541,8 @@ def variance_scaling_(
         return tensor
     if not scale > 0.0:
         raise ValueError(f"scale must be positive, but found {scale}")
-    return _scaled(tensor, math.sqrt(scale / _fan(tensor, mode)), distribution, generator)
+    variance = _part_of_variance(tensor, scale / _fan(tensor, mode), distribution)
+    return _scaled(tensor, math.sqrt(variance), distribution, generator)
 
 
 def lecun_normal_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -569,7 +564,8 @@ def lecun_normal_(tensor: Tensor, generator: torch.Generator | None = None) -> T
     """
     if _has_no_elements(tensor):
         return tensor
-    return _scaled(tensor, math.sqrt(1.0 / _fan(tensor, "fan_in")), "truncated_normal", generator)
+    variance = _part_of_variance(tensor, 1.0 / _fan(tensor, "fan_in"), "truncated_normal")
+    return _scaled(tensor, math.sqrt(variance), "truncated_normal", generator)
 
 
 def lecun_uniform_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -587,7 +583,8 @@ def lecun_uniform_(tensor: Tensor, generator: torch.Generator | None = None) -> 
     """
     if _has_no_elements(tensor):
         return tensor
-    return _scaled(tensor, math.sqrt(1.0 / _fan(tensor, "fan_in")), "uniform", generator)
+    variance = _part_of_variance(tensor, 1.0 / _fan(tensor, "fan_in"), "uniform")
+    return _scaled(tensor, math.sqrt(variance), "uniform", generator)
 
 
 # ---- Structured -----------------------------------------------------------------------------------------------------
@@ -620,7 +617,9 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | No
         >>> torch.allclose(w @ w.T, torch.eye(3), atol=1e-6)
         True
     """
-    return _whole(_orthogonal_, tensor, gain, generator)
+    if type(tensor) is not Parameter and not is_dynamo_compiling() and tensor.grad_fn is not None:
+        eager.warn_if_computed(tensor)
+    return eager.write_whole(_orthogonal_, tensor, gain, generator)
 
 
 def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch.Generator | None = None) -> Tensor:
@@ -660,7 +659,7 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch
     if not std >= 0.0:
         raise RuntimeError(f"normal expects std >= 0.0, but found std={std}")
     if tensor.is_complex():
-        return _whole(_complex_sparse, tensor, sparsity, std, generator)
+        return eager.write_whole(_complex_sparse, tensor, sparsity, std, generator)
     return eager.fill(tensor, Sparse(min(sparsity, 1.0), std), generator)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from torch_fastinit.execution.agreement import Agreement
 from torch_fastinit.execution.executor import Executor, unwritten_elements
 from torch_fastinit.execution.meta import Reset, listed
 from torch_fastinit.execution.parity import ParityExecutor
@@ -22,7 +23,7 @@ from torch_fastinit.planning.tensors import Target, is_plain_meta, targets_of
 from torch_fastinit.recording.active import outside, surroundings
 from torch_fastinit.recording.memory import poison, poisoned_with
 from torch_fastinit.recording.tensor import Deferred
-from torch_fastinit.stream import draw_seed, to_signed
+from torch_fastinit.stream import to_signed
 
 #: Of which part of a larger tensor the tensor of a name is.
 Shards = Mapping[str, Region] | Callable[[str], "Region | None"] | None
@@ -40,6 +41,7 @@ def materialize(
     reset: bool = False,
     unwritten: Literal["zeros"] | None = None,
     shards: Shards = None,
+    check: bool = True,
 ) -> torch.nn.Module:
     """Give every deferred tensor of `module` its memory and its value, in place.
 
@@ -50,11 +52,12 @@ def materialize(
     Args:
         module: a module built inside `torch_fastinit.deferred` or by `torch_fastinit.skip_init`. What such a
             constructor itself puts on the meta device stays there; any other tensor there is an error without `reset`.
-        device: where the tensors go. Default: the device that the constructor asked for.
+        device: where the tensors go. Default: the device that the constructor asked for. In a sharded module it is the
+            mesh's instead of the CPU, but for shards that `CPUOffloadPolicy` keeps there.
         dtype: a dtype, for floating-point and complex tensors, as in `module.to(dtype)`; or a function of a tensor's
             name and the deferred tensor that returns its dtype, or None for the dtype that it has.
         seed: the key of the random stream, taken modulo 2**64. Default: drawn from torch's default generator, so
-            `torch.manual_seed` governs.
+            `torch.manual_seed` governs. Of a sharded module, every rank draws, and all take what the mesh's first drew.
         names: a function from a tensor's name under `module` to its name in the random stream, for parts of a model.
         replay: `"torch"` runs the recorded operations with torch's own generator, in the order recorded: the result
             is bit-identical to eager construction under the same `torch.manual_seed`, and the generator ends in the
@@ -70,6 +73,9 @@ def materialize(
             mapping from names to `torch_fastinit.Region(shape, offsets)`, or a function from a name to one or None.
             What was recorded is then written as that part of a tensor of `shape`. Bounds that an initialiser took from
             the shape of the part, such as a fan, stay what they are.
+        check: of a module with deferred DTensors, whether the ranks of their meshes compare seeds, names, logical
+            shapes and initial values before any work, and tell one another after it that none has failed: then all
+            materialise their modules, or none. Every rank of the meshes has to call. Other modules communicate nothing.
 
     Returns:
         `module`.
@@ -82,10 +88,11 @@ def materialize(
             is not there; memory ran out (a `torch.OutOfMemoryError` stays one); a recorded operation failed. The
             message names the tensors, and the module is as it was. So it is after an interrupt, or it is materialised,
             whenever that came.
+            A rank of a sharded module raises, too, if seeds or models differ, or if another rank has failed.
         ValueError: `replay` is neither None nor `"torch"`, or `seed` or `shards` is given with it; `unwritten` is
-            neither None nor `"zeros"`; `shards` has a name that no deferred tensor has, a region that its tensor is no
-            part of, or one of a tensor whose parts cannot be told: a DTensor, or one that is replayed or written in
-            parts.
+            neither None nor `"zeros"`; a sharded module has `check=False` and neither `seed` nor `replay`; `shards` has
+            a name that no deferred tensor has, a region that its tensor is no part of, or one of a tensor whose parts
+            cannot be told: a DTensor, or one that is replayed or written in parts.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -114,7 +121,7 @@ def materialize(
     back = _surroundings()
     try:
         gc.disable()  # what is made here is no garbage, and looking for some would take as long as all the rest
-        _all_or_nothing(module, where, dtype, seed, names, replay, verify, reset, unwritten, shards)
+        _all_or_nothing(module, where, dtype, seed, names, replay, verify, reset, unwritten, shards, check)
     finally:
         try:  # twice, so that an interrupt of the one leaves the other
             back()
@@ -169,8 +176,8 @@ def plan(
         with outside():
             targets = [target for target in targets if target.role != "padding"]
             draws = assign_draws([target for target in targets if isinstance(target.tensor, Deferred)])
-            regions = _regions(shards, targets)
-            plan = Planner(draws, zeros=unwritten == "zeros", regions=regions).plan(targets, where, dtype)
+            _set_regions(targets, shards)
+            plan = Planner(draws, zeros=unwritten == "zeros").plan(targets, where, dtype)
             return Plan(tuple(rows(targets, plan, done.writers) if done else rows(targets, plan)))
     finally:
         if done:
@@ -223,29 +230,36 @@ def _all_or_nothing(
     reset: bool,
     unwritten: str | None,
     shards: Shards,
+    check: bool,
 ) -> None:
     targets = targets_of(module)
+    agreement = Agreement(targets, seed, replay=replay is not None, check=check)
     done = Reset(module, targets) if reset else None
-    if not done:
-        _refuse_plain_meta(targets)
-        _materialize(targets, where, dtype, seed, names, replay, verify, unwritten, shards)
-        return
     try:
-        done.run(where)
-        _materialize(targets_of(module), where, dtype, seed, names, replay, verify, unwritten, shards, [done.keep])
-        done.keep()
-    finally:
-        try:  # twice, so that an interrupt of the one leaves the other
-            done.settle()
+        if not done:
+            _refuse_plain_meta(targets)
+            _materialize(targets, where, dtype, agreement, names, replay, verify, unwritten, shards)
+            return
+        try:
+            done.run(where)
+            targets = targets_of(module)
+            _materialize(targets, where, dtype, agreement, names, replay, verify, unwritten, shards, [done.keep])
+            done.keep()
         finally:
-            done.settle()
+            try:  # twice, so that an interrupt of the one leaves the other
+                done.settle()
+            finally:
+                done.settle()
+    except BaseException as error:
+        agreement.give_up(error)
+        raise
 
 
 def _materialize(
     targets: Sequence[Target],
     where: torch.device | None,
     dtype: DtypeRule,
-    seed: int | None,
+    agreement: Agreement,
     names: Callable[[str], str] | None,
     replay: str | None,
     verify: bool,
@@ -260,17 +274,19 @@ def _materialize(
     deferred: list[Any] = [target.tensor for target in targets]
     with outside():
         draws = assign_draws(targets, names)
-        regions = _regions(shards, targets)
-        plan = Planner(draws, zeros=unwritten == "zeros", regions=regions).plan(targets, where, dtype)
+        _set_regions(targets, shards)
+        planner = Planner(draws, zeros=unwritten == "zeros")
+        plan = planner.plan(targets, where, dtype)
         _refuse_unwritten(plan)
         holders = [None if target.spec is None else target.holder for target in targets]
         outer = [(one.name, holder) for one, holder in zip(plan, holders, strict=True) if holder is not None]
         refuse_held([one.name for one in plan] + [name for name, _ in outer], deferred + [held for _, held in outer])
+        agreement.before(targets, plan, planner, draws)
         executor: Executor
         if replay == "torch":
             executor = ParityExecutor(plan, deferred, 0, draws)
         else:
-            executor = Executor(plan, deferred, draw_seed() if seed is None else seed, draws)
+            executor = Executor(plan, deferred, agreement.seed, draws)
             _warn_of_equal_blocks(executor)
         if verify:
             _verify(executor)
@@ -278,22 +294,28 @@ def _materialize(
         then = [*executor.final_memory(reals), *executor.moved(), *kept]
         if replay is None:
             then += taking(draws, executor.seed)
-        put_in_place([one.name for one in plan], deferred, reals, then, holders)
+        put_in_place([one.name for one in plan], deferred, reals, then, holders, agreement.after())
 
 
-def _regions(shards: Shards, targets: Sequence[Target]) -> Callable[[str], Region | None]:
-    """`shards` as a function; all its names must be those of deferred tensors."""
+def _set_regions(targets: Sequence[Target], shards: Shards) -> None:
+    """Note of which part of a larger tensor each target is, by any of its names."""
     if shards is None:
-        return lambda name: None
-    if callable(shards):
-        return shards
-    known = {
-        name for target in targets if isinstance(target.tensor, Deferred) for name in (target.name, *target.others)
-    }
-    unknown = [name for name in shards if name not in known]
-    if unknown:
-        raise ValueError(f"shards: no deferred tensor of the module has the name {listed(unknown)}")
-    return shards.get
+        return
+    named = [
+        (name, target)
+        for target in targets
+        if isinstance(target.tensor, Deferred)
+        for name in (target.name, *target.others)
+    ]
+    if not callable(shards):
+        unknown = list(shards.keys() - {name for name, _ in named})
+        if unknown:
+            raise ValueError(f"shards: no deferred tensor of the module has the name {listed(sorted(unknown))}")
+        shards = shards.get
+    for name, target in named:
+        region = shards(name)
+        if region is not None:
+            target.region = region
 
 
 def _check_unwritten(unwritten: str | None) -> None:

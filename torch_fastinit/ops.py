@@ -28,7 +28,17 @@ import torch
 from torch_fastinit._torch import watched
 from torch_fastinit.backend import DEVICES, provider_for
 from torch_fastinit.codes import DTYPE_CODES, Kind, Op
-from torch_fastinit.initializers import Bits, Constant, Initializer, Normal, Pattern, Program, Step, Uniform
+from torch_fastinit.initializers import (
+    Bits,
+    Constant,
+    Initializer,
+    Normal,
+    Pattern,
+    Program,
+    Step,
+    TruncatedNormal,
+    Uniform,
+)
 from torch_fastinit.stream import draw_seed, draw_stream, to_signed
 
 #: dtypes that a random fill can write (complex ones as pairs of reals).
@@ -98,7 +108,7 @@ def ready(fill: Fill) -> Fill:
         return fill
     if initializer.kind is Kind.BITS and tensor.dtype is torch.int32:
         return fill
-    if tensor.is_complex() and isinstance(initializer, (Normal, Uniform)):
+    if tensor.is_complex() and isinstance(initializer, (Normal, Uniform, TruncatedNormal)):
         if isinstance(initializer, Normal):
             initializer = initializer.component()
         if region is not None:

@@ -54,7 +54,7 @@ def _pattern(value: float, f64: bool) -> int:
 
 
 def _constants(f: Fill) -> dict[str, int]:
-    return _patterns("c", 10, f.get("constants", ()), f)
+    return _patterns("c", 12, f.get("constants", ()), f)
 
 
 def _program(f: Fill) -> dict[str, int]:
@@ -147,7 +147,7 @@ def _launch_run(
         KIND=f["kind"],
         DTYPE=f["dtype"],
         BYTES=f["item_size"],
-        FAR=f.get("far", False),
+        FORM=f.get("form", 0),
         BLOCK=BLOCK,
         TILES=tiles,
         ALIGNED=aligned,
@@ -193,7 +193,7 @@ def _scattered(
         block_hi=block_hi,
         threshold=f.get("threshold", 0),
         DTYPE=f["dtype"],
-        FAR=f.get("far", False),
+        FORM=f.get("form", 0),
         **where,
         **_key(f),
         **_constants(f),

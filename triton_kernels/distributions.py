@@ -96,7 +96,7 @@ def reciprocal(y):
 @triton.jit
 def far_tail(ratio, k):
     """The far tail: Q(z) = ratio Q(alpha), alpha >= 6, by Newton's method on delta = (z / alpha)^2 - 1."""
-    lo, hi, kappa, psi_of_kappa, near, reach = k[2], k[3], k[4], k[5], k[6], k[7]
+    near, reach, kappa, psi_of_kappa = k[6], k[7], k[8], k[9]
     e = neg2log(ratio, 0) * kappa
     delta = tl.fma(neg2log(e + 1.0, 0), 0.5 * kappa, e)
     for _ in tl.static_range(2):
@@ -108,25 +108,37 @@ def far_tail(ratio, k):
         slope = tl.fma(tl.fma(w, -2.0, 1.0), w, 1.0)
         delta = tl.fma(-miss, reciprocal(slope), delta)
     stretch = delta * reciprocal(tl.sqrt_rn(delta + 1.0) + 1.0)
-    return clamp(tl.fma(stretch, reach, near), lo, hi)
+    return tl.fma(stretch, reach, near)
 
 
 @triton.jit
-def truncated_normal(w, threshold, FAR: tl.constexpr, k):
+def narrow_form(w, k):
+    v = to_float(w ^ 0x80000000) * 4.656612873077393e-10
+    rest = tl.fma(tl.fma(tl.fma(k[9], v, k[8]), v, k[7]), v, k[6])
+    return tl.fma(v, k[5], tl.fma(v * v, rest, k[4]))
+
+
+@triton.jit
+def truncated_normal(w, threshold, FORM: tl.constexpr, k):
+    """FORM is that of csrc/fill.h: near, far or narrow."""
     n = w >> 1
     upper = n.to(tl.int32, bitcast=True) > threshold
     t = to_float(tl.where(upper, n ^ 0x7FFFFFFF, n))
-    if FAR:
-        return far_tail(tl.fma(t, k[0], k[1]), k)
-    p = tl.fma(t, k[0], tl.where(upper, k[2], k[1]))
-    # From here on with the sign of the side.
-    x = tl.where(upper, tl.fma(t, k[3], k[5]), tl.fma(t, -k[3], -k[4]))
-    length = neg2log(tl.fma(-p, p, p), -2)
-    z = x * horner(length, QUANTILE_CENTRAL_F32, 8)
-    # A branch would be one for the whole program, and some lane of so many nearly always takes it.
-    tail = horner(tl.sqrt_rn(length) + -6.0, QUANTILE_TAIL_F32, 10)
-    z = tl.where(length > 10.0, tl.where(upper, tail, -tail), z)
-    return clamp(tl.fma(z, k[7], k[6]), k[8], k[9])
+    if FORM == 2:
+        y = narrow_form(w, k)
+    elif FORM == 1:
+        y = far_tail(tl.fma(t, k[4], k[5]), k)
+    else:
+        p = tl.fma(t, k[4], tl.where(upper, k[6], k[5]))
+        # From here on with the sign of the side.
+        x = tl.where(upper, tl.fma(t, k[9], k[11]), tl.fma(t, -k[9], -k[10]))
+        length = neg2log(tl.fma(-p, p, p), -2)
+        z = x * horner(length, QUANTILE_CENTRAL_F32, 8)
+        # A branch would be one for the whole program, and some lane of so many nearly always takes it.
+        tail = horner(tl.sqrt_rn(length) + -6.0, QUANTILE_TAIL_F32, 10)
+        z = tl.where(length > 10.0, tl.where(upper, tail, -tail), z)
+        y = tl.fma(z, k[8], k[7])
+    return clamp(tl.fma(y, k[2], k[3]), k[0], k[1])
 
 
 # ---- float32 to narrow dtypes, to nearest even -----------------------------------------------------------------------
@@ -290,7 +302,7 @@ def reciprocal64(y):
 
 @triton.jit
 def far_tail64(ratio, k):
-    lo, hi, kappa, psi_of_kappa, near, reach = k[2], k[3], k[4], k[5], k[6], k[7]
+    near, reach, kappa, psi_of_kappa = k[6], k[7], k[8], k[9]
     e = neg2log64(ratio, 0) * kappa
     delta = e + neg2log64(1.0 + e, 0) * (0.5 * kappa)
     for _ in tl.static_range(4):
@@ -302,27 +314,38 @@ def far_tail64(ratio, k):
         slope = 1.0 + w * (1.0 - 2.0 * w)
         delta = delta - miss * reciprocal64(slope)
     stretch = delta * reciprocal64(1.0 + tl.sqrt(1.0 + delta))
-    return clamp64(stretch * reach + near, lo, hi)
+    return stretch * reach + near
 
 
 @triton.jit
-def truncated_normal64(w0, w1, threshold, FAR: tl.constexpr, k):
+def narrow_form64(w0, w1, k):
+    v = (to_double(w0 ^ 0x80000000) + to_double(w1 >> 1) * 4.656612873077393e-10) * 4.656612873077393e-10
+    rest = k[6] + v * (k[7] + v * (k[8] + v * k[9]))
+    return v * k[5] + (v * v * rest + k[4])
+
+
+@triton.jit
+def truncated_normal64(w0, w1, threshold, FORM: tl.constexpr, k):
     n = w0 >> 1
     upper = n.to(tl.int32, bitcast=True) > threshold
     flip = tl.where(upper, 0x7FFFFFFF, 0)
     t = integer62(n ^ flip, (w1 >> 1) ^ flip)
-    if FAR:
-        return far_tail64(t * k[0] + k[1], k)
-    p = t * k[0] + tl.where(upper, k[2], k[1])
-    x = t * k[3] + tl.where(upper, k[5], k[4])
-    p4 = p * 4.0
-    length = neg2log64(p4 - p4 * p, 0)
-    s = tl.sqrt(length)
-    near = horner64(s - 4.5, QUANTILE_TAIL_NEAR_F64, 20)
-    far = horner64(s - 8.75, QUANTILE_TAIL_FAR_F64, 20)
-    z = tl.where(s < 6.0, near, far)
-    z = tl.where(length > 10.0, z, x * horner64(length, QUANTILE_CENTRAL_F64, 20))
-    return clamp64(tl.where(upper, z, -z) * k[7] + k[6], k[8], k[9])
+    if FORM == 2:
+        y = narrow_form64(w0, w1, k)
+    elif FORM == 1:
+        y = far_tail64(t * k[4] + k[5], k)
+    else:
+        p = t * k[4] + tl.where(upper, k[6], k[5])
+        x = t * k[9] + tl.where(upper, k[11], k[10])
+        p4 = p * 4.0
+        length = neg2log64(p4 - p4 * p, 0)
+        s = tl.sqrt(length)
+        near = horner64(s - 4.5, QUANTILE_TAIL_NEAR_F64, 20)
+        far = horner64(s - 8.75, QUANTILE_TAIL_FAR_F64, 20)
+        z = tl.where(s < 6.0, near, far)
+        z = tl.where(length > 10.0, z, x * horner64(length, QUANTILE_CENTRAL_F64, 20))
+        y = tl.where(upper, z, -z) * k[8] + k[7]
+    return clamp64(y * k[2] + k[3], k[0], k[1])
 
 
 @triton.jit

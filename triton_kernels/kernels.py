@@ -29,7 +29,7 @@ SPARSE, DIAGONALS, F64 = constexpr(5), constexpr(8), constexpr(1)
 
 INTEGERS = [
     *("offset", "count", "first_lo", "first_hi", "seed_lo", "seed_hi", "stream_lo", "stream_hi", "threshold"),
-    *(f"c{n}" for n in range(10)),
+    *(f"c{n}" for n in range(12)),
     *(f"p{n}" for n in range(6)),
     *(f"{name}{n}" for name in ("size", "stride", "logical_stride") for n in range(3)),
     *("block_lo", "block_hi", "second_lo", "second_hi", "rows", "cols", "zeros", "row0", "col0", "part"),
@@ -59,7 +59,7 @@ def constant(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def constants(c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, DTYPE: tl.constexpr):
+def constants(c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, DTYPE: tl.constexpr):
     return (
         constant(c0, DTYPE),
         constant(c1, DTYPE),
@@ -71,6 +71,8 @@ def constants(c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, DTYPE: tl.constexpr):
         constant(c7, DTYPE),
         constant(c8, DTYPE),
         constant(c9, DTYPE),
+        constant(c10, DTYPE),
+        constant(c11, DTYPE),
     )
 
 
@@ -87,7 +89,7 @@ def operands(p0, p1, p2, p3, p4, p5, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def values32(w, PAIR: tl.constexpr, KIND: tl.constexpr, FAR: tl.constexpr, PROGRAM: tl.constexpr, threshold, k, p):
+def values32(w, PAIR: tl.constexpr, KIND: tl.constexpr, FORM: tl.constexpr, PROGRAM: tl.constexpr, threshold, k, p):
     """Float32 bit patterns of two words, which are a pair of a normal."""
     w0, w1 = w
     if KIND == UNIFORM:
@@ -98,10 +100,10 @@ def values32(w, PAIR: tl.constexpr, KIND: tl.constexpr, FAR: tl.constexpr, PROGR
         e0 = tl.fma(even, k[1], k[0]).to(tl.uint32, bitcast=True)
         e1 = tl.fma(odd, k[1], k[0]).to(tl.uint32, bitcast=True)
     elif KIND == TRUNCATED_NORMAL:
-        e0 = truncated_normal(w0, threshold, FAR, k).to(tl.uint32, bitcast=True)
+        e0 = truncated_normal(w0, threshold, FORM, k).to(tl.uint32, bitcast=True)
         e1 = e0
         if PAIR:
-            e1 = truncated_normal(w1, threshold, FAR, k).to(tl.uint32, bitcast=True)
+            e1 = truncated_normal(w1, threshold, FORM, k).to(tl.uint32, bitcast=True)
     else:
         e0, e1 = w0, w1
     if PROGRAM != 0:
@@ -110,14 +112,14 @@ def values32(w, PAIR: tl.constexpr, KIND: tl.constexpr, FAR: tl.constexpr, PROGR
 
 
 @triton.jit
-def values64(w, KIND: tl.constexpr, FAR: tl.constexpr, PROGRAM: tl.constexpr, threshold, k, p):
+def values64(w, KIND: tl.constexpr, FORM: tl.constexpr, PROGRAM: tl.constexpr, threshold, k, p):
     """The two float64 bit patterns of a block."""
     w0, w1, w2, w3 = w
     if KIND == UNIFORM:
         e0, e1 = uniform64(w0, w1, k), uniform64(w2, w3, k)
     elif KIND == TRUNCATED_NORMAL:
-        e0 = truncated_normal64(w0, w1, threshold, FAR, k)
-        e1 = truncated_normal64(w2, w3, threshold, FAR, k)
+        e0 = truncated_normal64(w0, w1, threshold, FORM, k)
+        e1 = truncated_normal64(w2, w3, threshold, FORM, k)
     else:
         e0, e1 = normal_pair64(w0, w1, w2, w3, k)
     if PROGRAM != 0:
@@ -161,6 +163,8 @@ def run(
     c7: "i64",
     c8: "i64",
     c9: "i64",
+    c10: "i64",
+    c11: "i64",
     p0: "i64",
     p1: "i64",
     p2: "i64",
@@ -170,7 +174,7 @@ def run(
     KIND: tl.constexpr,
     DTYPE: tl.constexpr,
     BYTES: tl.constexpr,
-    FAR: tl.constexpr,
+    FORM: tl.constexpr,
     PROGRAM: tl.constexpr,
     BLOCK: tl.constexpr,
     TILES: tl.constexpr,
@@ -185,7 +189,7 @@ def run(
     s0, s1, t0, t1 = unsigned(seed_lo), unsigned(seed_hi), unsigned(stream_lo), unsigned(stream_hi)
     hi = unsigned(block_hi)
     limit = tl.cast(threshold, tl.int64).to(tl.int32)
-    k = constants(c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, DTYPE)
+    k = constants(c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, DTYPE)
     p = operands(p0, p1, p2, p3, p4, p5, DTYPE)
     tile = tl.cast(tl.program_id(0), tl.int64) * TILES * BLOCK
     blocks = unsigned(block_lo) + tile.to(tl.uint32) + tl.arange(0, BLOCK).to(tl.uint32)
@@ -197,11 +201,11 @@ def run(
     for _ in range(TILES):
         w0, w1, w2, w3 = philox(blocks, hi, s0, s1, t0, t1)
         if DTYPE == F64:
-            a, b = values64((w0, w1, w2, w3), KIND, FAR, PROGRAM, limit, k, p)
+            a, b = values64((w0, w1, w2, w3), KIND, FORM, PROGRAM, limit, k, p)
             e = tl.interleave(a, b)
         else:
-            a, b = values32((w0, w1), True, KIND, FAR, PROGRAM, limit, k, p)
-            c, d = values32((w2, w3), True, KIND, FAR, PROGRAM, limit, k, p)
+            a, b = values32((w0, w1), True, KIND, FORM, PROGRAM, limit, k, p)
+            c, d = values32((w2, w3), True, KIND, FORM, PROGRAM, limit, k, p)
             a, b, c, d = round_to(a, DTYPE), round_to(b, DTYPE), round_to(c, DTYPE), round_to(d, DTYPE)
             e = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
         if ALIGNED:
@@ -234,7 +238,7 @@ def values_at(
     stream,
     KIND: tl.constexpr,
     DTYPE: tl.constexpr,
-    FAR: tl.constexpr,
+    FORM: tl.constexpr,
     PROGRAM: tl.constexpr,
     limit,
     k,
@@ -246,7 +250,7 @@ def values_at(
     w0, w1, w2, w3 = philox(block.to(tl.uint32), (block >> 32).to(tl.uint32), seed[0], seed[1], stream[0], stream[1])
     odd = (index & 1) != 0
     if DTYPE == F64:
-        a, b = values64((w0, w1, w2, w3), KIND, FAR, PROGRAM, limit, k, p)
+        a, b = values64((w0, w1, w2, w3), KIND, FORM, PROGRAM, limit, k, p)
         return tl.where(odd, b, a)
     else:
         late = (index & 2) != 0
@@ -254,7 +258,7 @@ def values_at(
         if KIND != NORMAL and KIND != SPARSE:
             a = tl.where(odd, b, a)  # one word an element
             b = a
-        a, b = values32((a, b), False, KIND, FAR, PROGRAM, limit, k, p)
+        a, b = values32((a, b), False, KIND, FORM, PROGRAM, limit, k, p)
         if KIND == NORMAL or KIND == SPARSE:
             a = tl.where(odd, b, a)
         return round_to(a, DTYPE)
@@ -292,6 +296,8 @@ def scattered(
     c7: "i64",
     c8: "i64",
     c9: "i64",
+    c10: "i64",
+    c11: "i64",
     p0: "i64",
     p1: "i64",
     p2: "i64",
@@ -301,7 +307,7 @@ def scattered(
     KIND: tl.constexpr,
     DTYPE: tl.constexpr,
     BYTES: tl.constexpr,
-    FAR: tl.constexpr,
+    FORM: tl.constexpr,
     PROGRAM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -317,10 +323,10 @@ def scattered(
         (unsigned(stream_lo), unsigned(stream_hi)),
         KIND,
         DTYPE,
-        FAR,
+        FORM,
         PROGRAM,
         tl.cast(threshold, tl.int64).to(tl.int32),
-        constants(c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, DTYPE),
+        constants(c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, DTYPE),
         operands(p0, p1, p2, p3, p4, p5, DTYPE),
     )
     store(to + tl.cast(offset, tl.int64) + where, e, item < count, BYTES)
@@ -409,12 +415,12 @@ def sparse(
     pointers = to + tl.cast(offset, tl.int64) + (begin - row0) * stride0 + column * stride1
     limit = tl.full((), 0, tl.int32)
     for row in range(0, end):
-        w = values_at(index, base, seed, choices, BITS, 0, False, 0, limit, k, k)
+        w = values_at(index, base, seed, choices, BITS, 0, 0, 0, limit, k, k)
         high = ((w.to(tl.uint64) * (tl.cast(rows, tl.int64) - row).to(tl.uint64)) >> 32).to(tl.uint32)
         zero = high < left
         left -= zero.to(tl.uint32)
         if row >= begin:
-            e = values_at(index, base, seed, values, SPARSE, DTYPE, False, 0, limit, k, k)
+            e = values_at(index, base, seed, values, SPARSE, DTYPE, 0, 0, limit, k, k)
             store(pointers, tl.where(zero, tl.zeros_like(e), e), column < size1, BYTES)
             pointers += stride0
         index += tl.cast(cols, tl.int64).to(tl.uint64)

@@ -78,7 +78,8 @@ FASTINIT_FN F fma(F a, F b, F c) {
   const double error = (p - (s - t)) + (d - t);
   uint64_t u;
   memcpy(&u, &s, 8);
-  if (error != 0.0 && !(u & 1)) {
+  // Beside infinities and NaN the error is no number: both comparisons are false, and the sum stays what it is.
+  if ((error > 0.0 || error < 0.0) && !(u & 1)) {
     u += ((error > 0.0) == (s > 0.0)) ? 1 : -1;
     memcpy(&s, &u, 8);
   }

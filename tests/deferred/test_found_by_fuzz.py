@@ -90,3 +90,46 @@ def test_a_view_past_the_end():
             t.as_strided((2,), (3,), 1)
     with pytest.raises(RuntimeError):
         torch.zeros(4).as_strided((2,), (3,), 1)
+
+
+def conjugated(z):
+    return z.conj()
+
+
+def negated(z):
+    return torch.view_as_real(z)._neg_view()
+
+
+LAZY_COPIES = {
+    "all": lambda view: view.clone(),
+    "part": lambda view: view[1:3].clone(),
+    "joined": lambda view: torch.cat([view, view[1:]]),
+    "padded": lambda view: nn.functional.pad(view, (1, 0)),
+    "written": lambda view: torch.zeros(view.shape, dtype=view.dtype).copy_(view),
+    "in place": lambda view: view.clone().mul_(2.0),
+}
+
+
+@pytest.mark.parametrize("view", [conjugated, negated])
+@pytest.mark.parametrize("copied", LAZY_COPIES.values(), ids=LAZY_COPIES)
+def test_copies_of_views_that_conjugate_or_negate(view, copied):
+    with fastinit.deferred():
+        model = nn.Module()
+        model.z = nn.Parameter(torch.randn(4, 3, dtype=torch.complex64), requires_grad=False)
+        model.register_buffer("copied", copied(view(model.z)))
+    fastinit.materialize(model, seed=0)
+    assert torch.equal(model.copied, copied(view(model.z)))
+
+
+@pytest.mark.parametrize("view", [conjugated, negated])
+def test_writes_through_views_that_conjugate_or_negate(view):
+    def write(target, source):
+        view(target)[1:].copy_(view(source).resolve_conj().resolve_neg()[1:])
+        return target
+
+    with fastinit.deferred():
+        model = nn.Module()
+        model.register_buffer("source", torch.randn(4, 3, dtype=torch.complex64))
+        model.register_buffer("written", write(torch.zeros_like(model.source), model.source))
+    fastinit.materialize(model, seed=0)
+    assert torch.equal(model.written, write(torch.zeros_like(model.source), model.source))

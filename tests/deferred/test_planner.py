@@ -109,6 +109,7 @@ ONE_PASS = {
         "Normal(mean=0, std=1) times 0.1 plus 0.2",
     ),
     "constants": (lambda w: torch.full((6, 5), 0.3) * 0.1 + 7, "Constant(value=7.03)"),
+    "permuted copy": (lambda w: torch.randn(5, 6).t().contiguous(), "Normal(mean=0, std=1)"),
 }
 
 REPLAYED = {
@@ -128,7 +129,6 @@ REPLAYED = {
     "computed": (lambda w: torch.arange(30.0).view(6, 5), "arange"),
     "orthogonal": (lambda w: (nn.init.orthogonal_(w), None)[1], "orthogonal_: no fill has this distribution"),
     "exponential": (lambda w: (w.exponential_(), None)[1], "exponential_: no fill has this distribution"),
-    "permuted copy": (lambda w: torch.randn(5, 6).t().contiguous(), "clone"),
     "seeded": (lambda w: (torch.manual_seed(0), torch.randn(6, 5))[1], "normal_: seeded by the constructor"),
     "read": (lambda w: (w.normal_(), w.tolist(), None)[2], "normal_: read by the constructor"),
 }

@@ -32,6 +32,7 @@ from transformers import (
 from transformers.distributed import DistributedConfig, utils
 
 import torch_fastinit as fastinit
+from torch_fastinit.planning import planner
 
 transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
@@ -448,3 +449,20 @@ def test_eight_fake_ranks() -> None:
     found = on_fake_ranks((2, 2, 2), check, names=("replicate", "shard", "tensor"))
     assert [bad for bad, _ in found.values()] == [[]] * 8
     assert len({size for _, size in found.values()}) > 1
+
+
+def test_tensors_go_to_the_devices_of_the_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shown for a plan alone, with another device in place of a GPU's."""
+    monkeypatch.setattr(planner, "mesh_device", lambda spec: torch.device("meta"))
+
+    def devices(mesh: DeviceMesh) -> set[tuple[bool, bool, str]]:
+        found = set()
+        for how in ({}, {"offload_policy": CPUOffloadPolicy(pin_memory=False)}):
+            model = fully_shard(deferred(layers), mesh=mesh, **how)
+            rows = fastinit.plan(model).rows
+            found |= {(bool(how), row.placements != "", str(row.device)) for row in rows}
+            assert {str(row.device) for row in fastinit.plan(model, device="cpu").rows} == {"cpu"}
+        return found
+
+    expected = {(False, True, "meta"), (False, False, "meta"), (True, True, "cpu"), (True, False, "meta")}
+    assert on_fake_ranks((2,), devices, ranks=[0]) == {0: expected}

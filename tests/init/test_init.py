@@ -120,7 +120,8 @@ def test_saved_tensor_notices(name: str) -> None:
 def test_history_of_an_intermediate_stays() -> None:
     x = torch.ones(3, requires_grad=True)
     y = x * 2
-    init.normal_(y)
+    with pytest.warns(UserWarning, match="computed from others"):
+        init.normal_(y)
     y.sum().backward()
     assert torch.equal(x.grad, torch.full((3,), 2.0))
 
@@ -307,6 +308,26 @@ def test_variance_scaling(shape: tuple[int, ...], mode: Any) -> None:
     assert is_truncated(init.variance_scaling_(t, 2.5, mode), 0.0, wide, -2 * wide, 2 * wide)
     assert is_normal(init.variance_scaling_(t, 2.5, mode, "normal"), 0.0, std)
     assert is_uniform(init.variance_scaling_(t, 2.5, mode, "uniform"), -math.sqrt(3) * std, math.sqrt(3) * std)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128, torch.complex32], ids=str)
+@pytest.mark.parametrize("distribution", ["truncated_normal", "normal", "uniform"])
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_variance_scaling_of_complex_weights(distribution: Any, dtype: torch.dtype) -> None:
+    parts = torch.view_as_real(
+        init.variance_scaling_(torch.empty(200, 300, dtype=dtype), 2.5, distribution=distribution)
+    )
+    parts = parts.double().reshape(-1, 2)
+    # E|w|^2 = scale / fan_in, half of it in each part; x^2 of unit variance has a variance of 2 at most
+    for part in parts.T:
+        assert abs(float((part**2).mean()) * 300 / 2.5 - 0.5) < 6 * 0.5 * math.sqrt(2 / part.numel())
+    assert abs(float(torch.corrcoef(parts.T)[0, 1])) < 6 / math.sqrt(parts.shape[0])
+
+
+def test_lecun_of_complex_weights() -> None:
+    for function in (init.lecun_normal_, init.lecun_uniform_):
+        w = function(torch.empty(200, 300, dtype=torch.complex64))
+        assert abs(float((w.abs().double() ** 2).mean()) * 300 - 1) < 6 * math.sqrt(1 / w.numel())
 
 
 def test_lecun_is_variance_scaling() -> None:

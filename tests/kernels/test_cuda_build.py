@@ -72,7 +72,7 @@ def test_instruction_budget(capsys: pytest.CaptureFixture[str]) -> None:
     assert counts["CUDA C++", "normal"] <= budget["normal"]
     assert counts["Triton", "normal"] <= budget["normal"]
     # docs/performance.md has these, and why they are over.
-    over = {("CUDA C++", "truncated_normal"): 49.0, ("Triton", "uniform"): 17.0, ("Triton", "truncated_normal"): 80.0}
+    over = {("CUDA C++", "truncated_normal"): 50.0, ("Triton", "uniform"): 17.0, ("Triton", "truncated_normal"): 80.0}
     page = (ROOT / "docs" / "performance.md").read_text()
     for (language, name), most in over.items():
         assert budget[name] < counts[language, name] <= most

@@ -410,13 +410,64 @@ def pick(w: list[Array], threshold: int) -> tuple[Array, Array]:
 
 
 def truncated_normal_values(w: list[Array], mean: float, std: float, a: float, b: float, lo: float, hi: float) -> Array:
-    alpha, beta = float((f64(a) - mean) / std), float((f64(b) - mean) / std)
-    if alpha >= 6 or beta <= -6:
-        return far_values(w, mean, a if alpha >= 6 else b, (alpha, beta), lo, hi)
-    return near_values(w, mean, std, (alpha, beta), lo, hi)
+    kind: type = f32 if len(w) == 1 else f64
+    alpha, beta, width = (float(x) for x in ((f64(a) - mean) / std, (f64(b) - mean) / std, (f64(b) - a) / std))
+    distance, narrow = max(abs(alpha), abs(beta)), 2.0**-9 if kind is f32 else 2.0**-38
+    if width * distance <= 64 * narrow and width <= max(narrow * distance, 2.0**-64):
+        y, unit, anchor = narrow_form(w, (alpha, beta), width, a, b)
+    else:
+        far = alpha >= 6 or beta <= -6
+        point, spread = mean, std
+        if far:
+            point = a if alpha >= 6 else b
+            spread = float(f64(point) - mean)
+        scale = min(float(f64(b) - a), std / max(1.0, alpha, -beta))
+        unit, anchor = 1.0, -0.0
+        moved, stretched = abs(float(kind(point)) - point), abs(float(kind(spread)) - spread)
+        if not (moved <= 2.0**-13 * scale and stretched <= 2.0**-13 * abs(spread)):
+            unit = unit_of(spread, kind)
+            anchor = float(kind(point)) if np.isfinite(kind(point)) else 0.0
+            point -= anchor
+        origin, stretch = kind(point / unit), kind(spread / unit)
+        values = far_values if far else near_values
+        y = values(w, (alpha, beta), origin, stretch)
+    unit, anchor = kind(unit), kind(anchor)
+    return clamp(fma(y, unit, anchor) if kind is f32 else y * unit + anchor, lo, hi)
 
 
-def near_values(w: list[Array], mean: float, std: float, interval: tuple[float, float], lo: float, hi: float) -> Array:
+def unit_of(x: float, kind: type) -> float:
+    """The power of two at or below ``|x|``, if the type has it."""
+    lowest, highest = (-149, 127) if kind is f32 else (-1074, 1023)
+    exponent = math.frexp(x)[1] - 1 if math.isfinite(x) else highest
+    return math.ldexp(1.0, min(max(exponent, lowest), highest))
+
+
+def narrow_form(
+    w: list[Array], interval: tuple[float, float], width: float, a: float, b: float
+) -> tuple[Array, float, float]:
+    kind: type = f32 if len(w) == 1 else f64
+    middle, half = 0.5 * a + 0.5 * b, 0.5 * (b - a)
+    unit = unit_of(half, kind)
+    anchor = float(kind(middle))
+    tilt = 0.25 * (interval[0] + interval[1]) * width
+    tanh = tilt * (15 + tilt * tilt) / (15 + 6 * (tilt * tilt))
+    e1 = half / unit * ((15 + tilt * tilt) / (15 + 6 * (tilt * tilt)))
+    e2 = e1 * tanh / 2
+    e3 = e1 * tanh * tanh / 3
+    e4 = e1 * tanh * tanh * tanh / 4
+    e5 = e1 * tanh * tanh * tanh * tanh / 5
+    e0 = 0.5 * ((a - anchor) + (b - anchor)) / unit - (e2 + e4)
+    c0, c1, c2, c3, c4, c5 = (kind(e) for e in (e0, e1, e2, e3, e4, e5))
+    if kind is f32:
+        v = signed32(w[0] ^ u32(2**31)).astype(f32) * f32(2.0**-31)
+        rest = fma(fma(fma(c5, v, c4), v, c3), v, c2)
+        return fma(v, c1, fma(v * v, rest, c0)), unit, anchor
+    v = (signed32(w[0] ^ u32(2**31)).astype(f64) + (w[1] >> u32(1)).astype(f64) * 2.0**-31) * 2.0**-31
+    rest = c2 + v * (c3 + v * (c4 + v * c5))
+    return v * c1 + ((v * v) * rest + c0), unit, anchor
+
+
+def near_values(w: list[Array], interval: tuple[float, float], origin: f64, stretch: f64) -> Array:
     alpha, beta = interval
     kind: type = f32 if len(w) == 1 else f64
     unit = 2.0**-31 if len(w) == 1 else 2.0**-62
@@ -436,17 +487,17 @@ def near_values(w: list[Array], mean: float, std: float, interval: tuple[float, 
         length = neg2log32(fma(-p4, p, p4))
         tail = horner32(np.sqrt(length) + f32(-6), "QUANTILE_TAIL_F32")
         z = np.where(length > 10, tail, x * horner32(length, "QUANTILE_CENTRAL_F32"))
-        return clamp(fma(np.where(upper, z, -z), f32(std), f32(mean)), lo, hi)
+        return fma(np.where(upper, z, -z), stretch, origin)
     p, x = t * step + base, t * x_step + x_base
     p4 = p * 4
     length = neg2log64(p4 - p4 * p)
     s = np.sqrt(length)
     tail = np.where(s < 6, horner64(s - 4.5, "QUANTILE_TAIL_NEAR_F64"), horner64(s - 8.75, "QUANTILE_TAIL_FAR_F64"))
     z = np.where(length > 10, tail, x * horner64(length, "QUANTILE_CENTRAL_F64"))
-    return clamp(np.where(upper, z, -z) * std + mean, lo, hi)
+    return np.where(upper, z, -z) * stretch + origin
 
 
-def far_values(w: list[Array], mean: float, bound: float, interval: tuple[float, float], lo: float, hi: float) -> Array:
+def far_values(w: list[Array], interval: tuple[float, float], origin: f64, stretch: f64) -> Array:
     alpha, beta = interval
     upper_side = alpha >= 6
     near_z, other = (alpha, beta) if upper_side else (-beta, -alpha)
@@ -457,14 +508,14 @@ def far_values(w: list[Array], mean: float, bound: float, interval: tuple[float,
         ratio = exp(-0.5 * (other - near_z) * (other + near_z)) * mills_ratio(other) / mills_ratio(near_z)
     exact_kappa = 1 / (near_z * near_z)
     step, base = kind((1 - ratio) * unit), kind(ratio + (1 - ratio) * (0.5 * unit))
-    kappa, psi2, reach = kind(exact_kappa), kind(2 * psi64(exact_kappa)), kind(bound - mean)
+    kappa, psi2 = kind(exact_kappa), kind(2 * psi64(exact_kappa))
 
     t, _ = pick(w, -1 if upper_side else 2**31 - 1)
     solve = far_delta32 if kind is f32 else far_delta64
-    return clamp(solve(t, step, base, kappa, psi2, reach, kind(bound)), lo, hi)
+    return solve(t, step, base, kappa, psi2, stretch, origin)
 
 
-def far_delta32(t: Array, step: f32, base: f32, kappa: f32, psi2: f32, reach: f32, near: f32) -> Array:
+def far_delta32(t: Array, step: f32, base: f32, kappa: f32, psi2: f32, stretch: f32, origin: f32) -> Array:
     half_kappa = f32(0.5) * kappa
     e = neg2log32(fma(t, step, base)) * kappa
     delta = fma(neg2log32(e + f32(1)), half_kappa, e)
@@ -476,11 +527,10 @@ def far_delta32(t: Array, step: f32, base: f32, kappa: f32, psi2: f32, reach: f3
         miss = fma(kappa, change, delta + (-e))
         slope = fma(fma(w, -2, 1), w, 1)
         delta = fma(-miss, reciprocal32(slope), delta)
-    stretch = delta * reciprocal32(np.sqrt(delta + f32(1)) + f32(1))
-    return fma(stretch, reach, near)
+    return fma(delta * reciprocal32(np.sqrt(delta + f32(1)) + f32(1)), stretch, origin)
 
 
-def far_delta64(t: Array, step: f64, base: f64, kappa: f64, psi2: f64, reach: f64, near: f64) -> Array:
+def far_delta64(t: Array, step: f64, base: f64, kappa: f64, psi2: f64, stretch: f64, origin: f64) -> Array:
     half_kappa = 0.5 * kappa
     e = neg2log64(t * step + base) * kappa
     delta = e + neg2log64(1 + e) * half_kappa
@@ -492,8 +542,7 @@ def far_delta64(t: Array, step: f64, base: f64, kappa: f64, psi2: f64, reach: f6
         miss = kappa * change + (delta - e)
         slope = 1 + w * (1 - 2 * w)
         delta = delta - miss * reciprocal64(slope)
-    stretch = delta * reciprocal64(1 + np.sqrt(1 + delta))
-    return stretch * reach + near
+    return delta * reciprocal64(1 + np.sqrt(1 + delta)) * stretch + origin
 
 
 # Sections 9 and 10: sparse, eye and dirac.

@@ -23,6 +23,7 @@ def put_in_place(
     reals: Sequence[torch.Tensor],
     then: Iterable[Callable[[], object]] = (),
     holders: Sequence[torch.Tensor | None] = (),
+    first: Iterable[object] = (),
 ) -> None:
     """Make each deferred tensor object the real tensor, and make the calls of `then` (see `exchange`): all, or none.
 
@@ -50,7 +51,7 @@ def put_in_place(
             news.append(outer)
             order_names.append(name)
             calls.append(set_spec(holder, spec))
-    exchange(order_names, olds, news, calls, gradients)
+    exchange(order_names, olds, news, calls, gradients, first)
 
 
 def refuse_held(names: Sequence[str], deferred: Sequence[torch.Tensor]) -> None:
@@ -127,9 +128,11 @@ def exchange(
     news: Sequence[torch.Tensor],
     then: Iterable[Callable[[], object]] = (),
     gradients: Sequence[tuple[str, torch.Tensor, torch.Tensor | None]] = (),
+    first: Iterable[object] = (),
 ) -> None:
     """Exchange what the two tensor objects of each pair are; hooks stay with the object that they are registered on.
 
+    Before the first change, `first` is iterated over, and if it raises, that is raised, and nothing is changed.
     Afterwards the tensors in `gradients` get their gradients, and the calls of `then` are made: functions written in C
     that raise nothing. When one of the tensors refuses, none is exchanged. No interrupt comes in between: Python runs
     signal handlers, and raises what other threads send, between two of its own instructions, and here is but one from
@@ -143,8 +146,11 @@ def exchange(
         hooks += [(t, name, hook) for t in olds if (hook := getattr(t, name, None)) is not None]
     assigned = [(t, "grad", gradient) for _, t, gradient in gradients]
     steps = [*names, *names, *(name for name, _, _ in gradients), *names]
+    begun: list[None] = []
     done: list[None] = []
     there = chain(
+        first,
+        map(begun.append, [None]),
         map(done.append, starmap(swap_tensor_impl, pairs)),
         map(done.append, map(set_class, olds, new_classes)),
         map(set_class, news, old_classes),
@@ -165,6 +171,8 @@ def exchange(
     try:
         _consume(there)
     except Exception as error:
+        if not begun:
+            raise
         _consume(back)
         raise _refused(steps[len(done)], error) from error
 

@@ -45,12 +45,19 @@ def copies_of(entry: Entry) -> list[Copy] | None:
         pairs = _padded(entry)
     else:
         return None
+    if is_lazy(args[0]):
+        return None
     for source, target in pairs:
-        if not isinstance(source, (Value, int, float, complex)):
+        if not isinstance(source, (Value, int, float, complex)) or is_lazy(source):
             return None
         if isinstance(source, Value) and tuple(source.shadow.shape) != tuple(target.shape):
             return None
     return [Copy(source, target) for source, target in pairs] or None
+
+
+def is_lazy(value: object) -> bool:
+    """Whether a value is a view that conjugates or negates: its memory holds other numbers than it shows."""
+    return isinstance(value, Value) and (value.shadow.is_conj() or value.shadow.is_neg())
 
 
 def _concatenated(entry: Entry) -> list[tuple[Any, View]]:

@@ -178,21 +178,14 @@ RESOLVERS: tuple[Callable[[Planner, Target, Value, torch.dtype], Source | None],
 class Planner:
     """Asks the resolvers about every tensor. To be used under `outside()`."""
 
-    def __init__(
-        self,
-        draws: Mapping[Entry, Draw],
-        *,
-        fold: bool = True,
-        zeros: bool = False,
-        regions: Callable[[str], Region | None] = lambda name: None,
-    ) -> None:
+    def __init__(self, draws: Mapping[Entry, Draw], *, fold: bool = True, zeros: bool = False) -> None:
         self._draws = draws
         self.zeros = zeros  # whether parameters that nothing writes become zeros
-        self._regions = regions
         self._fold = fold
         self._fills: dict[Storage, list[PlannedFill] | str] = {}
         self._numbers: dict[Storage, int] = {}
         self._devices: dict[Storage, torch.device] = {}  # of shards: their meshes'
+        self._mesh: torch.device | None = None  # where tensors go that are beside shards, as `fully_shard` moves them
         self._dtypes: dict[Storage, torch.dtype] = {}  # of shards: what they become
 
     def plan(
@@ -201,8 +194,8 @@ class Planner:
         """One assignment for each of `targets`."""
         for target in targets:
             if target.spec is not None and isinstance(target.tensor, Deferred):
-                where = torch.device("cpu") if target.on_cpu else mesh_device(target.spec)
-                self._devices[target.tensor._value.storage] = where
+                self._mesh = mesh_device(target.spec)
+                self._devices[target.tensor._value.storage] = torch.device("cpu") if target.on_cpu else self._mesh
         return [self._assignment(target, device, dtype) for target in targets]
 
     def fills_of(self, storage: Storage) -> list[PlannedFill] | str:
@@ -228,7 +221,7 @@ class Planner:
             dtype = before if rule is None else result_dtype(rule, target.name, seen)
         if target.spec is not None:
             self._dtypes[storage] = dtype
-        where = device or self._devices.get(storage) or storage.device
+        where = device or self._devices.get(storage) or (storage.device.type == "cpu" and self._mesh) or storage.device
         if target.holder is not None and target.spec is None and (dtype is not before or where != storage.device):
             raise RuntimeError(
                 f"{target.name!r} is held by a {type(target.holder).__name__}, which says that it is "
@@ -236,9 +229,7 @@ class Planner:
             )
         source = next(s for resolve in RESOLVERS if (s := resolve(self, target, value, dtype)) is not None)
         number = self._numbers.setdefault(storage, len(self._numbers))
-        spec = target.spec
-        names = (target.name, *target.others)
-        region = next((found for name in names if (found := self._regions(name)) is not None), None)
+        spec, region = target.spec, target.region
         shard = None if spec is None else Shard(tuple(spec.shape), str(spec.placements))
         if region is not None:
             shard = Shard(region.shape, f"at {region.offsets}")

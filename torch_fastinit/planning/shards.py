@@ -15,10 +15,13 @@ def origin(local: Value, shape: Sequence[int]) -> Value | None:
     Its contents are what one process would have: names, draws and liveness are those of this value.
     """
     waiting, seen = deque([local]), {id(local)}
+    padding: Value | None = None
     while waiting:
         value = waiting.popleft()
         if tuple(value.shadow.shape) == tuple(shape):
-            return value
+            if local.shadow.numel() or value.storage.like is None or value is local:
+                return value
+            padding = padding or value  # of an empty shard: as large as the whole, if that is one row
         before = [value.parent, value.storage.like]
         for entry in value.storage.writes:
             before += [copy.source for copy in copies_of(entry) or () if isinstance(copy.source, Value)] or list(
@@ -28,4 +31,4 @@ def origin(local: Value, shape: Sequence[int]) -> Value | None:
             if source is not None and id(source) not in seen:
                 seen.add(id(source))
                 waiting.append(source)
-    return None
+    return padding

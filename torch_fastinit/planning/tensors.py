@@ -18,6 +18,7 @@ import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from torch_fastinit._torch import fsdp_parameters, local_of, spec_of
+from torch_fastinit.ops import Region
 from torch_fastinit.recording.memory import kept_on_meta
 from torch_fastinit.recording.tape import Value
 from torch_fastinit.recording.tensor import Deferred
@@ -37,6 +38,8 @@ class Target:
     #: shard of this rank.
     holder: torch.Tensor | None = None
     spec: Any = None
+    #: The part of a larger tensor that it was built as, where somebody says so (`materialize(shards=)`).
+    region: Region | None = None
     #: What a shard was cut from, once that is known (draws.py).
     logical: Value | None = None
     #: Whether it is a shard that stays in the CPU's memory, whatever the mesh's device (`CPUOffloadPolicy`).
@@ -231,14 +234,15 @@ def targets_of(module: torch.nn.Module) -> list[Target]:
                 continue
             if role != "attribute":
                 members.append((name, tensor))
-            spec = spec_of(tensor)
+            plain = tensor.__class__ in _WITHOUT_SLOTS
+            spec = None if plain else spec_of(tensor)
             if spec is not None and local_of(tensor).is_meta:
                 local = local_of(tensor)
                 shards.add(id(local))
                 found[id(tensor)] = found[id(local)] = Target(name, local, role, holder=tensor, spec=spec)
                 continue
             found[id(tensor)] = Target(name, tensor, role)
-            if hasattr(tensor, "__tensor_flatten__"):
+            if not plain and hasattr(tensor, "__tensor_flatten__"):
                 for path, inner in unwrap(name, tensor):
                     found.setdefault(id(inner), Target(path, inner, "attribute", holder=tensor))
     targets = list({id(target): target for target in found.values()}.values())
