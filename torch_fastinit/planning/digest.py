@@ -13,7 +13,7 @@ from torch_fastinit.planning.fills import Draw
 from torch_fastinit.planning.planner import Assignment, Planner
 from torch_fastinit.planning.tensors import Target
 from torch_fastinit.recording.replay import copy_of
-from torch_fastinit.recording.tape import Entry
+from torch_fastinit.recording.tape import Entry, Value, transform
 from torch_fastinit.stream import canonical_name
 
 #: What the digests are of, as messages call it.
@@ -51,11 +51,20 @@ def _values(target: Target, shape: tuple[int, ...], planner: Planner, draws: Map
         return "memory"
     fills = planner.fills_of(storage)
     if isinstance(fills, str):
-        return "; ".join(f"{_name(entry)} {_numbers(entry)} {draws.get(entry)}" for entry in dependencies(value))
+        entries = dependencies(value)
+        if any(map(_reads_memory, entries)):  # a checkpoint, say, which one rank may have had and others been sent
+            return "memory"
+        return "; ".join(f"{_name(entry)} {_numbers(entry)} {draws.get(entry)}" for entry in entries)
     return "; ".join(
         f"{fill.initializer} {fill.draw} {fill.box} {fill.view.offset} {tuple(fill.view.shape)} {fill.view.stride}"
         for fill in fills
     )
+
+
+def _reads_memory(entry: Entry) -> bool:
+    found: list[Value] = []
+    transform((entry.args, entry.kwargs), Value, found.append)
+    return any(value.storage.captured is not None for value in found)
 
 
 def _name(entry: Entry) -> str:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from torch_fastinit.planning.cut import copies_of
-from torch_fastinit.recording.tape import Value
+from torch_fastinit.recording.tape import Entry, Value
 
 
 def origin(local: Value, shape: Sequence[int]) -> Value | None:
@@ -15,20 +15,32 @@ def origin(local: Value, shape: Sequence[int]) -> Value | None:
     Its contents are what one process would have: names, draws and liveness are those of this value.
     """
     waiting, seen = deque([local]), {id(local)}
-    padding: Value | None = None
+    own: Value | None = None  # of this shape, but in the shard's own memory: a shard of one row may be all of it
+    cut = _is_cut(local)
     while waiting:
         value = waiting.popleft()
         if tuple(value.shadow.shape) == tuple(shape):
-            if local.shadow.numel() or value.storage.like is None or value is local:
+            if not cut or value.storage is not local.storage:
                 return value
-            padding = padding or value  # of an empty shard: as large as the whole, if that is one row
+            own = own or value
         before = [value.parent, value.storage.like]
         for entry in value.storage.writes:
-            before += [copy.source for copy in copies_of(entry) or () if isinstance(copy.source, Value)] or list(
-                entry.reads
-            )
+            before += _sources(entry) or list(entry.reads)
         for source in before:
             if source is not None and id(source) not in seen:
                 seen.add(id(source))
                 waiting.append(source)
-    return padding
+    return own
+
+
+def _is_cut(local: Value) -> bool:
+    """Whether the memory of `local` was made for part of what it is like."""
+    like = local.storage.like
+    if like is None:
+        return False
+    copied = (source for entry in local.storage.writes for source in _sources(entry))
+    return not local.shadow.numel() or any(source.storage is like.storage for source in copied)
+
+
+def _sources(entry: Entry) -> list[Value]:
+    return [copy.source for copy in copies_of(entry) or () if isinstance(copy.source, Value)]

@@ -245,6 +245,8 @@ def _record_operation(func: Any, args: Any, kwargs: Any) -> Any:
         if signature.returns_written and any(shadow is None for shadow in sequence):  # it is silent about one
             return _run_now(func, signature, vargs, vkwargs, written_objects, flat_written, tape)
         results, outs, aliases = _results(signature, shadows, written_objects, values, device, tape, func, args)
+    if active.tape is None and len(outs) == 1 and outs[0] is not None and values:
+        outs[0].storage.like = values[0]
     if flat_written or not aliases:
         record(tape, func, vargs, vkwargs, flat_written, outs, signature.overwrites, signature.random)
     return results
