@@ -18,6 +18,9 @@ def origin(local: Value, shape: Sequence[int]) -> Value | None:
     padding: Value | None = None
     while waiting:
         value = waiting.popleft()
+        noted = value.storage.part_of
+        if noted is not None and tuple(noted.shadow.shape) == tuple(shape):
+            return noted
         if tuple(value.shadow.shape) == tuple(shape):
             if local.shadow.numel() or value.storage.like is None or value is local:
                 return value
