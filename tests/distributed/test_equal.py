@@ -285,6 +285,42 @@ def test_fsdp_inside_a_context(ranks: Ranks, world: int) -> None:
     assert ranks.run(world, check_inside) == [[]] * world
 
 
+class Copied(nn.Module):
+    """A parameter of one row, and one that is made of it: the draw has the first one's name on every rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.randn(1, 6))
+        self.many = nn.Parameter(torch.cat([self.one.detach()] * 8))
+
+
+def check_draws_of_empty_shards(inside: bool) -> list[str]:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+
+    def distributed(model: Any, source: int | None) -> Any:
+        for name, parameter in list(model.named_parameters()):
+            new = distribute_tensor(parameter, mesh, [Shard(0), Shard(0)], src_data_rank=source)
+            setattr(model, name, nn.Parameter(new))
+        return model
+
+    ways: dict[str, Callable[[Any], Any]] = {
+        "fully_shard": lambda model: fully_shard(model, mesh=mesh),
+        "distribute_tensor": lambda model: distributed(model, 0),
+        "distribute_tensor, locally": lambda model: distributed(model, None),
+    }
+    found = []
+    for name, way in ways.items():
+        model = deferred(lambda way=way: way(Copied())) if inside else way(deferred(Copied))
+        fastinit.materialize(model, seed=0)
+        found += [f"{name}: {bad}" for bad in different(model, way(with_indices(Copied)), whole(Copied))]
+    return found
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["after the context", "inside it"])
+def test_draws_of_empty_shards(ranks: Ranks, inside: bool) -> None:
+    assert ranks.run(4, check_draws_of_empty_shards, inside) == [[]] * 4
+
+
 # --- transformers' own sharding ---------------------------------------------------------------------------------------
 
 
@@ -437,7 +473,7 @@ def test_eight_fake_ranks() -> None:
 
         model, indices = sharded(deferred(beside_layers)), sharded(with_indices(beside_layers))
         fastinit.materialize(model, seed=0)
-        want = dict(expected.named_parameters())
+        want = dict(expected.named_parameters(remove_duplicate=False))
         bad = [
             name
             for (name, one), at in zip(model.named_parameters(), indices.parameters(), strict=True)

@@ -286,7 +286,7 @@ def _shard(target: Target, logical: Deferred) -> None:
     local = target.tensor
     assert isinstance(local, Deferred)
     storage = local._value.storage
-    storage.like = logical._value
+    storage.part_of = logical._value
     part = checked_part(target.spec, local, repr(target.name))
     with torch.no_grad():
         if not local._value.whole:

@@ -19,6 +19,9 @@ def origin(local: Value, shape: Sequence[int]) -> Value | None:
     cut = _is_cut(local)
     while waiting:
         value = waiting.popleft()
+        noted = value.storage.part_of
+        if noted is not None and tuple(noted.shadow.shape) == tuple(shape):
+            return noted
         if tuple(value.shadow.shape) == tuple(shape):
             if not cut or value.storage is not local.storage:
                 return value

@@ -33,11 +33,11 @@ class Storage:
     `shared` is real memory that others may read or write at any time: what Python, NumPy or another tensor brought in,
     or what `.numpy()` gave out. Writes to it run at once; operations that only read it get a copy, `captured`, which
     entries alone refer to. Once a tensor in the storage is materialised, its memory is shared with those that are not:
-    `final` finds it, or raises. `like` is the value that was asked for `new_*` or `*_like` outside a context: of empty
-    shards nothing else says what they are part of.
+    `final` finds it, or raises. The writes of an empty shard do not say what it is part of: `part_of` is the value that
+    torch's sharding code cut it from, `like` the one that was asked for `new_*` or `*_like` outside a context.
     """
 
-    __slots__ = ("_shared", "base", "cache", "captured", "device", "final", "like", "reads", "tape", "writes")
+    __slots__ = tuple("_shared base cache captured device final like part_of reads tape writes".split())
 
     def __init__(self, base: torch.Tensor, device: torch.device, tape: Tape):
         self.base = base
@@ -50,6 +50,7 @@ class Storage:
         self.captured: torch.UntypedStorage | None = None
         self.cache: tuple[int, torch.UntypedStorage] | None = None
         self.like: Value | None = None
+        self.part_of: Value | None = None
 
     @property
     def shared(self) -> torch.UntypedStorage | None:

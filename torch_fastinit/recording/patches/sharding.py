@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from torch_fastinit._torch import local_of, spec_of
 from torch_fastinit.recording.originals import clone
 from torch_fastinit.recording.tensor import Deferred
 
@@ -72,12 +73,45 @@ def _chunk_with_empty(original: Callable[..., Any]) -> Callable[..., Any]:
     return chunk
 
 
+def _distribute_tensor(original: Callable[..., Any]) -> Callable[..., Any]:
+    def distribute(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(tensor, *args, **kwargs)
+        _note(result, tensor)
+        return result
+
+    return distribute
+
+
+def _init_sharded_param(original: Callable[..., Any]) -> Callable[..., Any]:
+    def init(self: Any, param: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, param, *args, **kwargs)
+        _note(self.sharded_param, param)
+        return result
+
+    return init
+
+
+def _note(sharded: Any, whole: Any) -> None:
+    """Note what a shard was cut from, if it has memory of its own: it may be empty, or look like the whole tensor."""
+    local = local_of(sharded) if spec_of(sharded) is not None else None
+    source = whole if spec_of(whole) is None else local_of(whole)
+    if isinstance(local, Deferred) and isinstance(source, Deferred):
+        value = source._value
+        storage = local._value.storage
+        if storage is not value.storage:
+            storage.part_of = value if source is whole else value.storage.part_of
+
+
 #: By the module and the name there.
 _WRAPPED: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch.distributed.tensor._collective_utils", "mesh_scatter"): _mesh_scatter,
     ("torch.distributed.tensor._collective_utils", "mesh_broadcast"): _mesh_broadcast,
     ("torch.distributed.tensor.placement_types", "Partial._partition_value"): _partition_value,
+    ("torch.distributed.tensor._api", "distribute_tensor"): _distribute_tensor,
     ("torch.distributed.fsdp._fully_shard._fsdp_common", "_chunk_with_empty"): _chunk_with_empty,
+    ("torch.distributed.fsdp._fully_shard._fsdp_param", "FSDPParam._init_sharded_param.__wrapped__"): (
+        _init_sharded_param  # within `torch.no_grad()`
+    ),
 }
 
 
