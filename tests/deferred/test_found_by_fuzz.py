@@ -133,3 +133,37 @@ def test_writes_through_views_that_conjugate_or_negate(view):
         model.register_buffer("written", write(torch.zeros_like(model.source), model.source))
     fastinit.materialize(model, seed=0)
     assert torch.equal(model.written, write(torch.zeros_like(model.source), model.source))
+
+
+@pytest.mark.parametrize("view", [conjugated, negated])
+@pytest.mark.parametrize("cast", [False, True])
+def test_views_that_conjugate_or_negate_alone(view, cast):
+    def build(view):
+        with fastinit.deferred():
+            model = nn.Module()
+            model.w = nn.Parameter(view(torch.randn(4, 3, dtype=torch.complex64)), requires_grad=False)
+        return model
+
+    def double(name, tensor):
+        return torch.promote_types(tensor.dtype, torch.float64) if cast else None
+
+    model = fastinit.materialize(build(view), seed=0, dtype=double)
+    plain = fastinit.materialize(build(lambda z: z), seed=0)
+    assert torch.equal(model.w, view(plain.w).to(model.w.dtype))
+    assert model.w.dtype.itemsize == view(plain.w).dtype.itemsize * (1 + cast)
+
+
+@pytest.mark.parametrize("columns", [slice(None, None, 2), slice(2, 5)], ids=["every other", "next"])
+def test_a_copy_that_overlaps_itself(columns):
+    """In what order torch goes is nobody's business, so torch does it."""
+
+    def build():
+        model = nn.Module()
+        w = nn.functional.pad(torch.zeros(3, 3, dtype=torch.bfloat16), (2, 0), value=0.5)
+        w[:2, columns].copy_(w[:2, :3])
+        model.register_buffer("w", w)
+        return model
+
+    with fastinit.deferred():
+        model = build()
+    assert torch.equal(fastinit.materialize(model, seed=0).w, build().w)

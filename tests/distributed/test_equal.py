@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -502,3 +503,59 @@ def test_tensors_go_to_the_devices_of_the_mesh(monkeypatch: pytest.MonkeyPatch) 
 
     expected = {(False, True, "meta"), (False, False, "meta"), (True, True, "cpu"), (True, False, "meta")}
     assert on_fake_ranks((2,), devices, ranks=[0]) == {0: expected}
+
+
+# --- shards of few rows -----------------------------------------------------------------------------------------------
+
+
+class FewRows(nn.Module):
+    """Parameters of which most ranks hold nothing, or whose padded shards are as large as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = nn.Linear(4, 1)
+        self.rows = nn.Linear(4, 2)
+        self.column = nn.Parameter(torch.randn(3, 1))
+        self.number = nn.Parameter(torch.randn(3)[1:2])
+        self.copied = nn.Parameter(torch.randn(3)[1:2].clone())
+        self.like = nn.Parameter(torch.zeros_like(self.row.weight))
+        self.constant = nn.Parameter(torch.ones(1))
+
+
+def check_few_rows(inside: bool) -> list[str]:
+    expected, found = whole(FewRows), []
+    line = init_device_mesh("cpu", (4,))
+    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+
+    def distribute(model: nn.Module, mesh: DeviceMesh, placements: list[Any], **how: Any) -> None:
+        for child in model.modules():
+            for name, parameter in list(child._parameters.items()):
+                if parameter is not None:
+                    child._parameters[name] = nn.Parameter(distribute_tensor(parameter, mesh, placements, **how))
+
+    def both(model: nn.Module) -> None:
+        distribute(model, square["tp"], [Shard(0)])
+        fully_shard(model, mesh=square["dp"])
+
+    ways: dict[str, Callable[[nn.Module], object]] = {
+        "fsdp": lambda model: fully_shard(model, mesh=line),
+        "hsdp": lambda model: fully_shard(model, mesh=square),
+        "tp": lambda model: distribute(model, line, [Shard(0)]),
+        "last": lambda model: distribute(model, line, [Shard(-1)]),
+        "no source": lambda model: distribute(model, line, [Shard(0)], src_data_rank=None),
+        "square": lambda model: distribute(model, square, [Shard(0), Shard(0)]),
+        "tp and fsdp": both,
+    }
+    for name, way in ways.items():
+        model, indices = deferred(FewRows), with_indices(FewRows)
+        way(indices)
+        with fastinit.deferred() if inside else contextlib.nullcontext():
+            way(model)
+        fastinit.materialize(model, seed=0)
+        found += [f"{name}: {bad}" for bad in different(model, indices, expected)]
+    return found
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_shards_of_few_rows(ranks: Ranks, inside: bool) -> None:
+    assert ranks.run(4, check_few_rows, inside) == [[]] * 4

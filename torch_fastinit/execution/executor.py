@@ -149,7 +149,8 @@ class Executor:
     def _bind(self, planned: PlannedFill, one: Assignment, real: torch.Tensor) -> Fill:
         """The planned fill, of real memory."""
         view = planned.view
-        if not (view is one.view or (view.dtype is one.dtype and _same_place(view, one.view))):
+        same = view is one.view or (view.dtype is one.dtype and _same_place(view, one.view))
+        if not same or real.is_conj() or real.is_neg():
             part = torch.empty(0, dtype=view.dtype, device=real.device)
             real = part.set_(real.untyped_storage(), view.offset, view.shape, view.stride)
         bound = self._of_draw(real, planned.initializer, planned.draw)

@@ -35,6 +35,8 @@ def copies_of(entry: Entry) -> list[Copy] | None:
     """The entry as copies into the storage that it writes, if it is nothing but copies. A copy may be a cast, too."""
     args = entry.args
     if entry.func is aten.copy_.default:
+        if _overlap(args[1], args[0]):  # in what order torch goes counts
+            return None
         pairs = [(args[1], args[0].view)]
     elif entry.func in _WHOLE:
         out = entry.outs[0]
@@ -45,19 +47,28 @@ def copies_of(entry: Entry) -> list[Copy] | None:
         pairs = _padded(entry)
     else:
         return None
-    if is_lazy(args[0]):
+    if isinstance(args[0], Value) and args[0].lazy:
         return None
     for source, target in pairs:
-        if not isinstance(source, (Value, int, float, complex)) or is_lazy(source):
+        if not isinstance(source, (Value, int, float, complex)):
             return None
-        if isinstance(source, Value) and tuple(source.shadow.shape) != tuple(target.shape):
+        if isinstance(source, Value) and (source.lazy or tuple(source.shadow.shape) != tuple(target.shape)):
             return None
     return [Copy(source, target) for source, target in pairs] or None
 
 
-def is_lazy(value: object) -> bool:
-    """Whether a value is a view that conjugates or negates: its memory holds other numbers than it shows."""
-    return isinstance(value, Value) and (value.shadow.is_conj() or value.shadow.is_neg())
+def _overlap(a: object, b: Value) -> bool:
+    """Whether two values may have elements in common."""
+    if not isinstance(a, Value) or a.storage is not b.storage:
+        return False
+    if a.span[1] <= b.span[0] or b.span[1] <= a.span[0]:
+        return False
+    frame = _all_of(b.storage)
+    one, other = (_place(value.view, frame) if value.view.dtype is frame.dtype else None for value in (a, b))
+    if one is None or other is None:
+        return True
+    starts, ends = map(max, one.start, other.start), map(min, one.end, other.end)
+    return all(start < end for start, end in zip(starts, ends, strict=True))
 
 
 def _concatenated(entry: Entry) -> list[tuple[Any, View]]:
@@ -97,8 +108,7 @@ def cut(fills: Sequence[PlannedFill], storage: Storage, source: View, target: Vi
     found: list[PlannedFill] = []
     if 0 in target.shape:
         return found
-    base = storage.base
-    whole = View(base.dtype, base.shape, base.stride(), int(base.storage_offset()))
+    whole = _all_of(storage)
     for fill in fills:
         parts = next(
             (p for frame in (whole, source, fill.view) if (p := _cut(fill, source, target, frame)) is not None), None
@@ -107,6 +117,12 @@ def cut(fills: Sequence[PlannedFill], storage: Storage, source: View, target: Vi
             return None
         found += parts
     return found
+
+
+def _all_of(storage: Storage) -> View:
+    """What was allocated, as it was."""
+    base = storage.base
+    return View(base.dtype, base.shape, base.stride(), int(base.storage_offset()))
 
 
 def _cut(fill: PlannedFill, source: View, target: View, frame: View) -> list[PlannedFill] | None:

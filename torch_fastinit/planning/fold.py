@@ -18,7 +18,7 @@ import torch
 from torch_fastinit.codes import MAX_STEPS, Op
 from torch_fastinit.initializers import PROGRAMMABLE, Constant, Dirac, Eye, Initializer, Normal, Program, Sparse, Step
 from torch_fastinit.ops import RANDOM_DTYPES
-from torch_fastinit.planning.cut import Copy, copies_of, cut, is_lazy
+from torch_fastinit.planning.cut import Copy, copies_of, cut
 from torch_fastinit.planning.fills import Draw, PlannedFill
 from torch_fastinit.planning.inversion import number_of
 from torch_fastinit.planning.recognize import absorbed, recognize
@@ -239,7 +239,7 @@ def _change(entry: Entry) -> _Change | None:
         return None
     if operations is None or not (isinstance(source, Value) and isinstance(target, Value)):
         return None
-    if is_lazy(source) or is_lazy(target):
+    if source.lazy or target.lazy:
         return None
     if source is not target:
         a, b = source.shadow, target.shadow

@@ -161,7 +161,8 @@ def _recorded(planner: Planner, target: Target, value: Value, dtype: torch.dtype
     if dtype is before:
         return Filled(fills=fills)
     casts = [cast_fill(fill, dtype) if fill.view.dtype is before else None for fill in fills]
-    if (value.whole or target.spec is not None or target.role == "padding") and None not in casts:
+    sharded = target.spec is not None or target.role == "padding"
+    if (value.whole or (sharded and not value.lazy)) and None not in casts:
         return Filled(fills=[cast for cast in casts if cast is not None])
     return Replayed(f"cast to {short_name(dtype)} after {short_name(before)}")
 

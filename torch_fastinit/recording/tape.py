@@ -97,11 +97,16 @@ class Value:
 
     @property
     def whole(self) -> bool:
-        """Whether the tensor is all of its storage."""
+        """Whether the tensor is all of its storage, and shows what is there."""
         if self.shadow is self.storage.base and self.shadow.is_contiguous():
             return True
         start, end, dense = self.span
-        return dense and start == 0 and end >= self.storage.nbytes
+        return dense and start == 0 and end >= self.storage.nbytes and not self.lazy
+
+    @property
+    def lazy(self) -> bool:
+        """Whether the tensor is a view that conjugates or negates: its memory holds other numbers than it shows."""
+        return self.shadow.is_conj() or self.shadow.is_neg()
 
 
 class Entry:
