@@ -40,7 +40,6 @@ def refused(shape: str = r"shape \(3, 5\)") -> Iterator[None]:
         lambda w: setattr(w, "grad", torch.ones(3, 5)),
         lambda w: w.sum(),
         lambda w: torch.zeros_like(w).add_(w),
-        lambda w: torch.empty_like(w, device="cpu"),
     ],
 )
 def test_a_tensor_says_so_and_names_its_shape(use: Callable[[torch.Tensor], Any]) -> None:
@@ -118,3 +117,14 @@ def test_the_function_that_makes_capsules() -> None:
     assert torch.from_dlpack(torch.utils.dlpack.to_dlpack(torch.ones(3))).tolist() == [1, 1, 1]
     with pytest.raises(RuntimeError, match="materialize"):
         torch.utils.dlpack.to_dlpack(layer.weight.detach())
+
+
+def test_fresh_memory_on_a_device_is_real():
+    """Loading a checkpoint asks for it, tensor by tensor; `to_empty`, which would lose what was recorded, is refused."""
+    with fastinit.deferred():
+        layer = torch.nn.Linear(3, 2)
+    fresh = torch.empty_like(layer.weight, device="cpu")
+    assert not fastinit.is_deferred(fresh) and fresh.shape == (2, 3) and fresh.fill_(1).sum() == 6
+    with pytest.raises(RuntimeError, match="to_empty"):
+        layer.to_empty(device="cpu")
+    assert fastinit.is_deferred(layer)
