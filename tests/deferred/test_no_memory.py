@@ -120,7 +120,7 @@ def test_the_function_that_makes_capsules() -> None:
 
 
 def test_fresh_memory_on_a_device_is_real():
-    """Loading a checkpoint asks for it, tensor by tensor; `to_empty`, which would lose what was recorded, is refused."""
+    """Loading a checkpoint asks for it, tensor by tensor. `to_empty` would lose what was recorded."""
     with fastinit.deferred():
         layer = torch.nn.Linear(3, 2)
     fresh = torch.empty_like(layer.weight, device="cpu")
