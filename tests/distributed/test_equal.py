@@ -559,3 +559,39 @@ def check_few_rows(inside: bool) -> list[str]:
 @pytest.mark.parametrize("inside", [False, True])
 def test_shards_of_few_rows(ranks: Ranks, inside: bool) -> None:
     assert ranks.run(4, check_few_rows, inside) == [[]] * 4
+
+
+# --- shards that are loaded -------------------------------------------------------------------------------------------
+
+
+class Uninitialised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.empty(5, 3))
+        self.linear = nn.Linear(3, 3)
+
+
+def check_loaded(before: bool) -> list[str]:
+    """State dicts without `assign`, before and after sharding; some ranks hold nothing of some parameters."""
+    mesh = init_device_mesh("cpu", (4,))
+    source = Uninitialised()
+    nn.init.normal_(source.w)
+    model = deferred(Uninitialised)
+    if before:
+        model.load_state_dict(source.state_dict())
+    fully_shard(source, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    if not before:
+        try:
+            fastinit.materialize(model, seed=0)
+        except RuntimeError:
+            model.load_state_dict(source.state_dict())
+    fastinit.materialize(model, seed=0)
+    with torch.no_grad():
+        pairs = zip(model.named_parameters(), source.parameters(), strict=True)
+        return [name for (name, parameter), other in pairs if not torch.equal(local(parameter), local(other))]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_loaded_shards(ranks: Ranks, before: bool) -> None:
+    assert ranks.run(4, check_loaded, before) == [[]] * 4

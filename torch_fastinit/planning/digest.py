@@ -12,7 +12,6 @@ from torch_fastinit.planning.draws import dependencies, logical_value
 from torch_fastinit.planning.fills import Draw
 from torch_fastinit.planning.planner import Assignment, Planner
 from torch_fastinit.planning.tensors import Target
-from torch_fastinit.recording.replay import copy_of
 from torch_fastinit.recording.tape import Entry, Value, transform
 from torch_fastinit.stream import canonical_name
 
@@ -47,13 +46,11 @@ def _values(target: Target, shape: tuple[int, ...], planner: Planner, draws: Map
     storage = value.storage
     if tuple(value.shadow.shape) != shape:  # what is recorded is of this rank's part alone
         return "part"
-    if storage.shared is not None or copy_of(storage) is not None:
+    entries = dependencies(value)
+    if storage.shared is not None or any(map(_reads_memory, entries)):
         return "memory"
     fills = planner.fills_of(storage)
     if isinstance(fills, str):
-        entries = dependencies(value)
-        if any(map(_reads_memory, entries)):  # a checkpoint, say, which one rank may have had and others been sent
-            return "memory"
         return "; ".join(f"{_name(entry)} {_numbers(entry)} {draws.get(entry)}" for entry in entries)
     return "; ".join(
         f"{fill.initializer} {fill.draw} {fill.box} {fill.view.offset} {tuple(fill.view.shape)} {fill.view.stride}"
@@ -62,6 +59,7 @@ def _values(target: Target, shape: tuple[int, ...], planner: Planner, draws: Map
 
 
 def _reads_memory(entry: Entry) -> bool:
+    """Whether it reads real memory: a checkpoint, say, which one rank may have had and others been sent."""
     found: list[Value] = []
     transform((entry.args, entry.kwargs), Value, found.append)
     return any(value.storage.captured is not None for value in found)

@@ -20,6 +20,7 @@ from torch_fastinit.planning.draws import logical_value
 from torch_fastinit.planning.fills import Draw, PlannedFill
 from torch_fastinit.planning.fold import cast_fill, fold, short_name
 from torch_fastinit.planning.tensors import Target, is_plain_meta
+from torch_fastinit.planning.written import is_written
 from torch_fastinit.recording.memory import View
 from torch_fastinit.recording.replay import copy_of
 from torch_fastinit.recording.tape import Entry, Storage, Value
@@ -141,6 +142,8 @@ def _shared(planner: Planner, target: Target, value: Value, dtype: torch.dtype) 
 def _unwritten(planner: Planner, target: Target, value: Value, dtype: torch.dtype) -> Source | None:
     origin = logical_value(target)
     if origin.storage.writes or origin.shadow.numel() == 0:
+        return None
+    if origin is not value and is_written(value):  # since it was cut: loaded, for one
         return None
     if target.lazy:
         return Zeros("nothing writes it, and its module waits for the first forward")
