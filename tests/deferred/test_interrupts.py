@@ -197,6 +197,7 @@ def test_at_every_instruction_at_which_python_runs_signal_handlers(case, quiet, 
     assert seen[True, True] > 5
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python drops it in a weak callback
 def test_signals_at_300_moments():
     def build():
         with fastinit.deferred():
