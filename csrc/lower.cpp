@@ -300,6 +300,34 @@ void lower_eye_or_dirac(Fill& fill, const std::vector<int64_t>& shape, double gr
   }
 }
 
+// The stream's most distant normal: the radius of words of 0, where the cosine is 1 or -1.
+constexpr float kRadius32 = 0x1.aa449ap+2f;
+constexpr double kRadius64 = 0x1.2b0d8931175afp+3;
+
+// A normal number as a fill of the dtype writes it.
+double as_written(DType dtype, double z, double mean, double std) {
+  if (dtype == DType::f64) return z * std + mean;
+  const float x = scalar::fma(static_cast<float>(z), static_cast<float>(std), static_cast<float>(mean));
+  return scalar::with_format(dtype, [&](auto format) {
+    return static_cast<double>(scalar::from_bits(format.value(format.round(scalar::bits(x)))));
+  });
+}
+
+// Whether every value of a normal fill lies in the bounds: its arithmetic and its rounding keep the order of values.
+bool cuts_nothing(DType dtype, double mean, double std, const Bounds& bounds) {
+  const double radius = dtype == DType::f64 ? kRadius64 : kRadius32;
+  return as_written(dtype, -radius, mean, std) >= bounds.lo && as_written(dtype, radius, mean, std) <= bounds.hi;
+}
+
+void lower_normal(Fill& fill, double mean, double std) {
+  fill.kind = Kind::normal;
+  if (fill.dtype == DType::f64) {
+    fill.constants.normal_f64 = {mean, std};
+  } else {
+    fill.constants.normal_f32 = {static_cast<float>(mean), static_cast<float>(std)};
+  }
+}
+
 void lower_random(Fill& fill, const double (&p)[4]) {
   const bool f64 = fill.dtype == DType::f64;
   if (!is_float(fill.dtype)) malformed("a random fill of a dtype that is not floating");
@@ -312,17 +340,14 @@ void lower_random(Fill& fill, const double (&p)[4]) {
       fill.constants.uniform_f32 = uniform<float>(p[0], p[1], bounds, 0x1p-24);
     }
   } else if (fill.kind == Kind::normal) {
-    if (f64) {
-      fill.constants.normal_f64 = {p[0], p[1]};
-    } else {
-      fill.constants.normal_f32 = {static_cast<float>(p[0]), static_cast<float>(p[1])};
-    }
+    lower_normal(fill, p[0], p[1]);
   } else {
     const Bounds bounds = bounds_in(fill.dtype, p[2], p[3], false);
     if (bounds.empty) return make_constant(fill, p[2]);
     if (!(p[1] > 0.0)) {  // all the mass in one point
       return make_constant(fill, scalar::clamp64(p[0], bounds.lo, bounds.hi));
     }
+    if (cuts_nothing(fill.dtype, p[0], p[1], bounds)) return lower_normal(fill, p[0], p[1]);
     if (f64) {
       fill.constants.truncated_f64 = truncated_normal<double>(p[0], p[1], p[2], p[3], bounds, 0x1p-62);
     } else {

@@ -57,6 +57,7 @@ DRAWS: dict[str, Initializer] = {
     "normal(0,0.02)": Normal(0.0, 0.02),
     "truncated(0,1,-2,2)": TruncatedNormal(0.0, 1.0, -2.0, 2.0),
     "truncated(0,1,8,9)": TruncatedNormal(0.0, 1.0, 8.0, 9.0),
+    "truncated(0,0.02,-2,2)": TruncatedNormal(0.0, 0.02, -2.0, 2.0),
 }
 PROGRAMS = {
     "normal*0.02": Program(Normal(), F32, (Step(Op.MUL, 0.02, F32),)),

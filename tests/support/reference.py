@@ -409,6 +409,16 @@ def pick(w: list[Array], threshold: int) -> tuple[Array, Array]:
     return integer62(k ^ flip, (w[1] >> u32(1)) ^ flip), upper
 
 
+def cuts_nothing(mean: float, std: float, lo: float, hi: float, dtype: str) -> bool:
+    """Whether all of the normal's values, of which words of 0 have the largest and the smallest, are in [lo, hi]."""
+    zero = np.zeros(1, u32)
+    angles = (zero + u32(2**31), zero)
+    pairs = ([zero, zero, angle, zero] if is_wide(dtype) else [zero, angle] for angle in angles)
+    ends = (normal_values(w, np.zeros(1, u64), mean, std) for w in pairs)
+    first, last = (values_of_bits(to_bits(x, dtype), dtype)[0] for x in ends)
+    return bool(lo <= first and last <= hi)
+
+
 def truncated_normal_values(w: list[Array], mean: float, std: float, a: float, b: float, lo: float, hi: float) -> Array:
     kind: type = f32 if len(w) == 1 else f64
     alpha, beta, width = (float(x) for x in ((f64(a) - mean) / std, (f64(b) - mean) / std, (f64(b) - a) / std))
@@ -676,6 +686,8 @@ def plain_values(
             return constant(a, index, dtype)
         if not std > 0:
             return clamp(constant(mean, index, dtype), *limits)
+        if cuts_nothing(mean, std, *limits, dtype):
+            return normal_fill(Normal(mean, std), index, dtype, seed, stream)
         w = element_words(seed, stream, index, is_wide(dtype))
         return truncated_normal_values(w, mean, std, a, b, *limits)
     if isinstance(initializer, Constant):

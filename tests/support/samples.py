@@ -1,4 +1,4 @@
-"""Samples, and the truncated normals that a formula for one side or one tail alone would get wrong."""
+"""Samples, and truncated normals, each of which cuts something, that a formula for one side or tail would get wrong."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ def sample(
 
 TRUNCATED = {
     "default": TruncatedNormal(),
-    "gpt": TruncatedNormal(0.0, 0.02, -2.0, 2.0),
+    "five deviations of gpt's": TruncatedNormal(0.0, 0.02, -0.1, 0.1),
     "skew": TruncatedNormal(0.0, 1.0, -3.0, 1.5),
     "upper tail": TruncatedNormal(0.0, 1.0, 2.0, 3.0),
     "4 to 8": TruncatedNormal(0.0, 1.0, 4.0, 8.0),
     "-8 to -4": TruncatedNormal(0.0, 1.0, -8.0, -4.0),
     "8 to 9": TruncatedNormal(0.0, 1.0, 8.0, 9.0),
     "-9 to -8": TruncatedNormal(0.0, 1.0, -9.0, -8.0),
-    "unbounded": TruncatedNormal(0.0, 1.0, -INF, INF),
+    "hardly cut": TruncatedNormal(0.0, 1.0, -6.5, 6.5),
+    "hardly cut, on one side": TruncatedNormal(0.0, 1.0, -6.5, INF),
     "above 1": TruncatedNormal(0.0, 1.0, 1.0, INF),
     "below -4": TruncatedNormal(0.0, 1.0, -INF, -4.0),
     "above 7": TruncatedNormal(0.0, 1.0, 7.0, INF),
