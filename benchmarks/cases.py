@@ -220,6 +220,18 @@ def cases(side: int = 4096, tail: int = 1 << 20) -> list[Case]:
             "sparse_ 0.9", torch.float32, lambda t: sparse(torch_init, t), lambda t: sparse(ours, t), shape=(side, side)
         )
     )
+    orthogonal = ("orthogonal_", torch.float32, torch_init.orthogonal_, ours.orthogonal_)
+    half, quarter, eighth = side // 2, side // 4, side // 16
+    rows += [Case(*orthogonal, shape=shape) for shape in ((half, half), (side, quarter), (quarter, side))]
+    rows.append(
+        Case(
+            "orthogonal_, each",
+            torch.float32,
+            lambda t: each(torch_init.orthogonal_, t),
+            lambda t: each(ours.orthogonal_, t),
+            shape=(64, eighth, eighth),
+        )
+    )
     rows.append(Case("eye_", torch.float32, torch_init.eye_, ours.eye_, shape=(side, side)))
     rows.append(Case("ones_", torch.float32, torch_init.ones_, ours.ones_))
     rows += [
@@ -228,6 +240,12 @@ def cases(side: int = 4096, tail: int = 1 << 20) -> list[Case]:
         for name, theirs, our in (uniform, normal)
     ]
     return rows
+
+
+def each(function: Callable[[torch.Tensor], object], t: torch.Tensor) -> torch.Tensor:
+    for matrix in t:
+        function(matrix)
+    return t
 
 
 def far_tail(init: Any, t: torch.Tensor) -> torch.Tensor:

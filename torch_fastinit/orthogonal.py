@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
+from torch_fastinit.forks import lock_before_forks
 from torch_fastinit.initializers import Normal
 from torch_fastinit.ops import RANDOM_DTYPES, fill_one, refuse_inference_update
 
 #: The dtype that an orthogonal matrix is computed in, for every dtype that it is written to.
-QR_DTYPE = dict.fromkeys(RANDOM_DTYPES, torch.float32) | {
+COMPUTED_IN = dict.fromkeys(RANDOM_DTYPES, torch.float32) | {
     torch.float64: torch.float64,
     torch.complex32: torch.complex64,
     torch.complex64: torch.complex64,
     torch.complex128: torch.complex128,
 }
+#: Matrices with a shorter side than this are factored: two calls of LAPACK's, where reflections are thirty of torch's.
+REFLECTED = 96
+#: How many reflections are multiplied at once. As many as fit a core's cache make the products large enough.
+BLOCK = 128
+
+_library = torch.library.Library("fastinit", "FRAGMENT")
+_library.define("haar(Tensor normals) -> Tensor")
 
 
 def orthogonal_(tensor: torch.Tensor, gain: float = 1, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -24,26 +34,116 @@ def orthogonal_(tensor: torch.Tensor, gain: float = 1, generator: torch.Generato
         raise ValueError("Only tensors with 2 or more dimensions are supported")
     if tensor.numel() == 0 or tensor.is_meta:
         return tensor
-    if tensor.dtype not in QR_DTYPE:
+    if tensor.dtype not in COMPUTED_IN:
         raise NotImplementedError(f"orthogonal_ is not implemented for {tensor.dtype}")
     if not torch.compiler.is_compiling():
         refuse_inference_update(tensor)
-    return orthogonal(tensor, gain, lambda matrix: fill_one(matrix, Normal(), generator))
+    with torch.no_grad():
+        normals = tensor.new_empty(shape_of_normals(tensor), dtype=COMPUTED_IN[tensor.dtype])
+        fill_one(normals, Normal(), generator)
+        return write_orthogonal(tensor, gain, haar(normals))
 
 
-def orthogonal(tensor: torch.Tensor, gain: float, normal: Callable[[torch.Tensor], object]) -> torch.Tensor:
-    """Write `gain` times a uniform (semi-)orthogonal matrix; `normal` fills a matrix with N(0, 1).
-
-    `tensor` has two dimensions or more and a dtype of `QR_DTYPE`; those behind the first are the columns.
-    """
-    if tensor.numel() == 0:
-        return tensor
+def shape_of_normals(tensor: torch.Tensor) -> tuple[int, int]:
+    """The shape of the draw: the shorter and the longer side of the matrix, whose columns are all but one dimension."""
     rows = tensor.size(0)
     columns = tensor.numel() // rows
-    with torch.no_grad():
-        matrix = tensor.new_empty((rows, columns), dtype=QR_DTYPE[tensor.dtype])
-        normal(matrix)
-        q, r = torch.linalg.qr(matrix.t() if rows < columns else matrix)
+    return min(rows, columns), max(rows, columns)
+
+
+def write_orthogonal(tensor: torch.Tensor, gain: float, q: torch.Tensor) -> torch.Tensor:
+    """Write `gain` times `q`, whose columns are orthonormal, or its transpose; `q` is overwritten."""
+    tall = tensor.size(0) == q.size(0)
+    if gain != 1:
+        q.mul_(gain)
+    return tensor.copy_((q if tall else q.mT).reshape(tensor.shape))
+
+
+def haar(normals: torch.Tensor) -> torch.Tensor:
+    """Orthonormal columns, uniform among all, from independent N(0, 1), which are overwritten.
+
+    From shape `(..., n, m)` with n <= m to shape `(..., m, n)`, in a dtype of `COMPUTED_IN`'s values. How a matrix is
+    made depends on `n`, `m` and the dtype alone, not on how many are made together.
+    """
+    if torch.compiler.is_compiling():  # a compiler would round otherwise than the eager call
+        made: torch.Tensor = torch.ops.fastinit.haar.default(normals)
+        return made
+    if normals.size(-2) < REFLECTED:
+        q, r = torch.linalg.qr(normals.mT)
         # The signs (phases) of R's diagonal make Q unique, and so uniform: Mezzadri, section 5.
-        q = (q * torch.diagonal(r).sgn()).mul_(gain)
-        return tensor.copy_((q.t() if rows < columns else q).reshape(tensor.shape))
+        q.mul_(_phase(r.diagonal(dim1=-2, dim2=-1)).unsqueeze(-2))
+        return q  # type: ignore[no-any-return]
+    with torch.autocast(normals.device.type, enabled=False), _full_products():
+        return reflections(normals)
+
+
+def reflections(normals: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
+    """What `haar` gives, as a product of reflections of Gaussian vectors (Stewart 1980), without a factorisation.
+
+    Householder's QR of a Gaussian matrix meets, column after column, a vector that the reflections before leave
+    Gaussian: independent vectors of falling length serve as well. Row k of `normals`, from its diagonal on, is the k-th
+    (as a row: conjugated). `block` of them at a time are one matrix I - V T V^H (Schreiber and Van Loan 1989), whose
+    T is known by its inverse; the blocks multiply the identity from the last to the first.
+    """
+    n, m = normals.shape[-2:]
+    v = normals.triu_()
+    first = v.diagonal(dim1=-2, dim2=-1)
+    norm = torch.linalg.vector_norm(v, dim=-1)
+    phase = _phase(first)
+    # v.v / 2 in closed form: the diagonal of V V^H is less accurate. A vector of zeros is not reflected.
+    half = norm * (norm + first.abs())
+    half.masked_fill_(half == 0, 1)
+    first.add_(phase * norm)
+    q = v.new_empty(*v.shape[:-2], m, n)
+    for begin in reversed(range(0, n, block)):
+        end = min(begin + block, n)
+        own = v[..., begin:end, begin:]
+        head, tail = own[..., : end - begin], own[..., end - begin :]
+        inverse = (own @ own.mH).triu_(1)
+        inverse.diagonal(dim1=-2, dim2=-1).copy_(half[..., begin:end])
+        vt = torch.linalg.solve_triangular(inverse, own.mH, upper=True, left=False)
+        if end < n:
+            later = q[..., end:, end:]
+            seen = tail @ later
+            q[..., begin:end, end:] = -(vt[..., : end - begin, :] @ seen)
+            later -= vt[..., end - begin :, :] @ seen
+        q[..., begin:, begin:end] = -(vt @ head)
+        q[..., begin:end, begin:end].diagonal(dim1=-2, dim2=-1).add_(1)
+    # R's diagonal, which the reflections leave, is -phase* norm; made positive, as above.
+    return q.mul_(phase.conj().neg().unsqueeze(-2))
+
+
+def _phase(x: torch.Tensor) -> torch.Tensor:
+    """The sign (phase) of each number, 1 for 0."""
+    return torch.where(x == 0, 1, x.sgn()) if x.is_complex() else x.new_ones(()).copysign(x)
+
+
+#: torch's settings of whole processes that let it round the factors of float32 products to fewer bits.
+_SETTINGS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+_lock = lock_before_forks()
+_inside = 0
+_reduced: list[tuple[Any, str]] = []
+
+
+@contextlib.contextmanager
+def _full_products() -> Iterator[None]:
+    """Products of float32 matrices in float32, whatever the process asks for, until the last thread leaves."""
+    global _inside
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _reduced[:] = [(one, one.fp32_precision) for one in _SETTINGS if one.fp32_precision not in ("none", "ieee")]
+            for setting, _ in _reduced:
+                setting.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                for setting, before in _reduced:
+                    setting.fp32_precision = before
+
+
+_library.impl("haar", lambda normals: haar(normals.clone()), "CompositeExplicitAutograd")
+_library.impl("haar", lambda normals: normals.new_empty(*normals.shape[:-2], *normals.shape[:-3:-1]), "Meta")

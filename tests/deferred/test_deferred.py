@@ -790,12 +790,12 @@ def test_orthogonal_is_one_draw_of_the_stream(name, dtype, shape):
         module.w.data.mul_(1.0 + 0.0 * scale)
     assert [row.how for row in fastinit.plan(module).rows] == ["replayed"]
     fastinit.materialize(module, seed=6)
-    rows = shape[0]
-    matrix = torch.empty(rows, module.w.numel() // rows, dtype=dtype)
-    fill([Fill(matrix, Normal(), 6, draw_stream(fastinit.stream_id("w"), 1))])
-    q, r = torch.linalg.qr(matrix if rows >= matrix.shape[1] else matrix.t())
+    rows, columns = shape[0], module.w.numel() // shape[0]
+    normals = torch.empty(min(rows, columns), max(rows, columns), dtype=dtype)
+    fill([Fill(normals, Normal(), 6, draw_stream(fastinit.stream_id("w"), 1))])
+    q, r = torch.linalg.qr(normals.t())
     q = q * r.diagonal().sign() * 2
-    assert torch.equal(module.w, (q if rows >= matrix.shape[1] else q.t()).reshape(shape))
+    assert torch.equal(module.w, (q if rows >= columns else q.t()).reshape(shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64], ids=str)

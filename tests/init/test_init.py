@@ -377,44 +377,6 @@ def test_dirac_keeps_channels() -> None:
     assert not bool(y[:, 3:].any())
 
 
-# ---- Structured -----------------------------------------------------------------------------------------------------
-
-ORTHOGONAL_TOLERANCE = {
-    torch.float64: 1e-13,
-    torch.complex128: 1e-13,
-    torch.float32: 1e-5,
-    torch.complex64: 1e-5,
-    torch.float16: 4e-3,  # the rounding of an entry: 2**-11, times a row of at most 60 entries of mean square 1/60
-    torch.bfloat16: 4e-2,
-}
-
-
-@pytest.mark.parametrize("dtype", ORTHOGONAL_TOLERANCE, ids=str)
-@pytest.mark.parametrize("shape", [(20, 20), (60, 10), (10, 60), (8, 3, 2, 2), (1, 5), (5, 1)], ids=str)
-def test_orthogonal(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    w = init.orthogonal_(torch.empty(shape, dtype=dtype), gain=2.0)
-    q = w.to(torch.complex128).reshape(shape[0], -1) / 2
-    gram = q @ q.mH if q.shape[0] <= q.shape[1] else q.mH @ q
-    assert torch.allclose(gram, torch.eye(len(gram), dtype=gram.dtype), atol=ORTHOGONAL_TOLERANCE[dtype], rtol=0)
-
-
-def test_orthogonal_is_uniform() -> None:
-    """An entry of a Haar-distributed 3 x 3 matrix is uniform on [-1, 1], its determinant of either sign."""
-    w = torch.stack([init.orthogonal_(torch.empty(3, 3)) for _ in range(1500)])
-    for i, j in ((0, 0), (1, 2), (2, 2)):
-        assert is_uniform(w[:, i, j], -1.0, 1.0)
-    positive = int((torch.linalg.det(w) > 0).sum())
-    assert stats.binomtest(positive, 1500).pvalue > P_VALUE
-
-
-def test_orthogonal_takes_any_strides() -> None:
-    torch.manual_seed(0)
-    expected = init.orthogonal_(torch.empty(8, 4, 3, 3))
-    torch.manual_seed(0)
-    w = torch.empty(8, 4, 3, 3).to(memory_format=torch.channels_last)
-    assert torch.equal(init.orthogonal_(w), expected)
-
-
 @pytest.mark.parametrize("dtype", [*REAL, torch.complex64], ids=str)
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.25, 0.999, 1.0, 1.5])
 @pytest.mark.parametrize("shape", [(1, 4), (10, 30), (301, 7), (5, 0), (0, 5)], ids=str)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import torch
 
 from torch_fastinit.initializers import Initializer, Normal
 from torch_fastinit.ops import Fill, fill
-from torch_fastinit.orthogonal import orthogonal
+from torch_fastinit.orthogonal import COMPUTED_IN, haar, shape_of_normals, write_orthogonal
 from torch_fastinit.planning.fills import Draw, PlannedFill
 from torch_fastinit.planning.planner import Assignment, Copied, Filled, Replayed, Shared, Zeros
 from torch_fastinit.planning.recognize import absorbed, recognize
@@ -22,6 +23,8 @@ from torch_fastinit.recording.tape import Entry, Storage, Value, need
 from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.stream import draw_stream, mixed_seed, stream_id
 
+#: How many elements the matrices that are made together have: 16 MiB of float32.
+STAGE = 1 << 22
 #: The stream of a name's draw 0.
 _first_stream = lru_cache(maxsize=1 << 12)(stream_id)
 
@@ -45,6 +48,9 @@ class Executor:
         self.final: dict[int, torch.Tensor] = {}
         self.passes: list[list[Fill]] = []  # the n-th fills of all tensors
         self.replays: dict[Storage, list[int]] = {}
+        #: Orthogonal draws that are made together, by each of them; and those made before their turn.
+        self.stages: dict[Entry, list[Entry]] = {}
+        self.made: dict[Entry, torch.Tensor] = {}
 
     def rehearse(self) -> list[torch.Tensor]:
         """What `run` would give, leaving this executor as it is."""
@@ -190,6 +196,7 @@ class Executor:
     def _run(self, entries: Sequence[Entry], replays: Mapping[Storage, Sequence[int]]) -> None:
         """Run entries, and move and cast each tensor as soon as its storage is complete."""
         replay = Replay(self._randomness)
+        self.stages = stages(entry for entry in entries if entry.func in ORTHOGONAL and entry.state is None)
 
         def done(storage: Storage) -> None:
             for i in replays.get(storage, ()):
@@ -227,12 +234,19 @@ class Executor:
         if initializer is not None:
             return fill([self._of_draw(tensor(entry.writes[0]), initializer, draw)])
         if entry.func in ORTHOGONAL:
-            return orthogonal(
-                tensor(entry.writes[0]),
-                entry.kwargs["gain"],
-                lambda matrix: fill([self._of_draw(matrix, Normal(), draw)]),
-            )
+            return self._orthogonal(entry, tensor(entry.writes[0]))
         return call(OwnGenerators(mixed_seed(self.seed, draw_stream(_first_stream(draw[0]), draw[1]))))
+
+    def _orthogonal(self, entry: Entry, tensor: torch.Tensor) -> torch.Tensor:
+        if entry not in self.made:
+            together = self.stages.get(entry, [entry])
+            normals = tensor.new_empty(
+                (len(together), *shape_of_normals(tensor)), dtype=COMPUTED_IN[tensor.dtype], requires_grad=False
+            )
+            fill([self._of_draw(one, Normal(), self.draws[of]) for one, of in zip(normals, together, strict=True)])
+            made = haar(normals) if len(together) > 1 else haar(normals[0])[None]
+            self.made.update(zip(together, made, strict=True))
+        return write_orthogonal(tensor, entry.kwargs["gain"], self.made.pop(entry))
 
     def _failed(self, one: Assignment, error: Exception) -> Exception:
         return failure(
@@ -240,6 +254,23 @@ class Executor:
             f"not be materialised: {error}",
             error,
         )
+
+
+def stages(entries: Iterable[Entry]) -> dict[Entry, list[Entry]]:
+    """Orthogonal draws that one call makes, by each of them: of one shape, dtype and device, and not too large."""
+    alike: dict[Any, list[list[Entry]]] = {}
+    found: dict[Entry, list[Entry]] = {}
+    for entry in entries:
+        shadow = entry.writes[0].shadow
+        if shadow.numel() == 0:
+            continue
+        shape = shape_of_normals(shadow)
+        some = alike.setdefault((shape, COMPUTED_IN[shadow.dtype], entry.writes[0].storage.device), [[]])
+        if (len(some[-1]) + 1) * math.prod(shape) > STAGE:
+            some.append([])
+        some[-1].append(entry)
+        found[entry] = some[-1]
+    return found
 
 
 def _same_place(a: View, b: View) -> bool:

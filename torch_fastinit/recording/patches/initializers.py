@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torch_fastinit import orthogonal
-from torch_fastinit.orthogonal import QR_DTYPE
+from torch_fastinit.orthogonal import COMPUTED_IN
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.generators import OwnGenerators, states
 from torch_fastinit.recording.originals import dirac_, orthogonal_, own_orthogonal_, sparse_, trunc_normal_
@@ -66,7 +66,7 @@ def _orthogonal(tensor: torch.Tensor, gain: float = 1, generator: torch.Generato
 
 def _own_orthogonal(tensor: torch.Tensor, gain: float = 1, generator: torch.Generator | None = None) -> Any:
     deferred = isinstance(tensor, Deferred)
-    if deferred and (tensor.ndimension() < 2 or tensor.numel() == 0 or tensor.dtype not in QR_DTYPE):
+    if deferred and (tensor.ndimension() < 2 or tensor.numel() == 0 or tensor.dtype not in COMPUTED_IN):
         return own_orthogonal_(tensor, gain, generator)
     return _record_own_orthogonal(tensor, gain, generator)
 
