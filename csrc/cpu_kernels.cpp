@@ -2,6 +2,7 @@
 // standard template, whose code the linker might share with a machine that lacks the instructions.
 #include "cpu.h"
 #include "distributions.h"
+#include "pending.h"
 #include "philox.h"
 
 namespace fastinit {
@@ -25,30 +26,6 @@ FASTINIT_FN void store(void* to, const U e[4]) {
     store8<non_temporal>(to, bit_or(bit_or(n[0], shl<8>(n[1])), bit_or(shl<16>(n[2]), shl<24>(n[3]))));
   }
 }
-
-// The generator at one place of a stream: remembers what the blocks share until the high half of their number changes.
-class Stream {
- public:
-  // `first_block` is that of logical index 0: raw bits may begin anywhere.
-  Stream(uint64_t seed, uint64_t stream, uint64_t first_block = 0)
-      : first_block(first_block), seed_(seed), stream_(stream), philox_(philox_prepare(seed, stream, 0)) {}
-  const uint64_t first_block;
-  // `block` is a multiple of kLanes, so that no lane carries into the high half.
-  const Philox& at(uint64_t block) {
-    const uint32_t hi = static_cast<uint32_t>(block >> 32);
-    if (hi != hi_) philox_ = philox_prepare(seed_, stream_, hi_ = hi);
-    return philox_;
-  }
-
- private:
-  uint64_t seed_, stream_;
-  uint32_t hi_ = 0;
-  Philox philox_;
-};
-
-// Tiles that are made side by side: the generator is a chain of rounds, and a processor that could do more at a time
-// has nothing else to do.
-constexpr int kSideBySide = 2;
 
 // `n` whole tiles to consecutive addresses.
 template <class Dist, class D, int n, bool non_temporal>
@@ -83,101 +60,179 @@ __attribute__((noinline)) void tiles32(const typename Dist::Constants& constants
   if (tiles > 0) tiles_of<Dist, D, 1, false>(c, p, blocks, to);
 }
 
-// `count` consecutive logical elements from `index` on, to `to`, `stride` elements apart. `constants` are Dist's.
 template <class Dist, class D>
-void run32(const void* constants, Stream& stream, uint64_t index, int64_t count, unsigned char* to, int64_t stride,
-           bool non_temporal) {
-  const auto& c = *static_cast<const typename Dist::Constants*>(constants);
-  alignas(64) unsigned char part[kTile * D::kBytes];
+__attribute__((noinline)) void blocks32(const void* constants, const Philox& shared, const uint32_t* numbers, int count,
+                                        unsigned char* to) {
+  const Philox p = shared;
+  const typename Dist::Constants c = *static_cast<const typename Dist::Constants*>(constants);
   const U order = order_of(D::kBytes);
-  while (count > 0) {
-    const uint64_t block = stream.first_block + index / kTile * kLanes;
-    const int skip = static_cast<int>(index % kTile);
-    const Philox& philox_at = stream.at(block);
-    if (skip == 0 && count >= kTile && stride == 1) {
-      // Whole tiles, up to the next change of the high half.
-      const uint64_t left = (static_cast<uint64_t>(1) << 32) - static_cast<uint32_t>(block);
-      int64_t tiles = count / kTile;
-      if (static_cast<uint64_t>(tiles) > left / kLanes) tiles = static_cast<int64_t>(left / kLanes);
-      tiles32<Dist, D>(c, philox_at, static_cast<uint32_t>(block), tiles, to, non_temporal);
-      to += tiles * kTile * D::kBytes;
-      index += static_cast<uint64_t>(tiles) * kTile;
-      count -= tiles * kTile;
-      continue;
+  for (int first = 0; first < count; first += kSideBySide * kLanes) {
+    U at[kSideBySide], w[kSideBySide][4], e[4];
+    for (int i = 0; i < kSideBySide; ++i) at[i] = permute(order, load(numbers + first + i * kLanes));
+    philox(at, p, w);
+    for (int i = 0; i < kSideBySide; ++i) {
+      Dist::values(w[i], c, e);
+      store<D>(to, e);
+      to += kTile * D::kBytes;
     }
-    U w[4], e[4];
-    philox(add(order, splat(static_cast<uint32_t>(block))), philox_at, w);
-    Dist::values(w, c, e);
-    store<D>(part, e);
-    const int take = static_cast<int>(count < kTile - skip ? count : kTile - skip);
-    if (stride == 1) {
-      memcpy(to, part + skip * D::kBytes, static_cast<size_t>(take * D::kBytes));
-    } else {
-      for (int i = 0; i < take; ++i) memcpy(to + i * stride * D::kBytes, part + (skip + i) * D::kBytes, D::kBytes);
-    }
-    to += take * stride * D::kBytes;
-    index += static_cast<uint64_t>(take);
-    count -= take;
   }
 }
 
 // The same in float64, whose functions are over plain doubles: the compiler makes vectors of the loop over blocks.
 template <class Dist>
-void run64(const void* constants, Stream& stream, uint64_t index, int64_t count, unsigned char* to, int64_t stride,
-           bool /* of no use here: the tiles are stored by memcpy */) {
-  const auto& c = *static_cast<const typename Dist::Constants*>(constants);
-  constexpr int elements = 2 * kLanes;  // of a tile
+void blocks64(const void* constants, const Philox& p, const uint32_t* numbers, int count, unsigned char* to) {
+  const typename Dist::Constants c = *static_cast<const typename Dist::Constants*>(constants);
   alignas(64) uint32_t words[4][kLanes];
-  alignas(64) double part[elements];
-  while (count > 0) {
-    const uint64_t block = index / elements * kLanes;
-    const int skip = static_cast<int>(index % elements);
-    const int take = static_cast<int>(count < elements - skip ? count : elements - skip);
+  alignas(64) double part[2 * kLanes];
+  for (; count > 0; count -= kLanes, numbers += kLanes) {
     U lanes[4];
-    philox(add(order8(), splat(static_cast<uint32_t>(block))), stream.at(block), lanes);  // in ascending order
+    philox(load(numbers), p, lanes);
     for (int j = 0; j < 4; ++j) put(words[j], lanes[j]);
-    for (int b = skip / 2; b < (skip + take + 1) / 2; ++b) {
+    const int blocks = count < kLanes ? count : kLanes;
+    for (int b = 0; b < blocks; ++b) {
       const uint32_t w[4] = {words[0][b], words[1][b], words[2][b], words[3][b]};
       double e[2];
       Dist::values(w, c, e);
       part[2 * b] = e[0];
       part[2 * b + 1] = e[1];
     }
-    if (stride == 1) {
-      memcpy(to, part + skip, static_cast<size_t>(take) * 8);
-    } else {
-      for (int i = 0; i < take; ++i) memcpy(to + i * stride * 8, part + skip + i, 8);
-    }
-    to += take * stride * 8;
-    index += static_cast<uint64_t>(take);
-    count -= take;
+    memcpy(to, part, static_cast<size_t>(blocks) * 16);
+    to += blocks * 16;
   }
 }
 
-using Run = void (*)(const void* constants, Stream&, uint64_t index, int64_t count, unsigned char* to, int64_t stride,
-                     bool non_temporal);
+// `count` consecutive logical elements from `index` on, to `to`, `stride` elements apart: whole tiles here, the rest
+// through `pending`. `constants` are Dist's.
+using Run = void (*)(const void* constants, Stream&, Pending&, uint64_t index, int64_t count, unsigned char* to,
+                     int64_t stride, bool non_temporal);
+
+template <class Dist, class D>
+void run32(const void* constants, Stream& stream, Pending& pending, uint64_t index, int64_t count, unsigned char* to,
+           int64_t stride, bool non_temporal) {
+  const auto pass = [&](int64_t elements) {
+    index += static_cast<uint64_t>(elements);
+    count -= elements;
+    to += elements * stride * D::kBytes;
+  };
+  const auto wait = [&](int64_t elements) {
+    pending.add(index, elements, to, stride);
+    pass(elements);
+  };
+  if (stride == 1 && count >= kTile) wait(static_cast<int64_t>(-index % 4));
+  while (stride == 1 && count >= kTile) {
+    const uint64_t block = stream.first_block + index / 4;
+    // Up to the next change of the high half, which no lane may carry into.
+    const int64_t left = (int64_t{1} << 32) - static_cast<uint32_t>(block);
+    const int64_t tiles = count / kTile < left / kLanes ? count / kTile : left / kLanes;
+    if (tiles == 0) {
+      wait(left * 4);
+    } else {
+      const auto& c = *static_cast<const typename Dist::Constants*>(constants);
+      tiles32<Dist, D>(c, stream.at(block), static_cast<uint32_t>(block), tiles, to, non_temporal);
+      pass(tiles * kTile);
+    }
+  }
+  pending.add(index, count, to, stride);
+}
+
+void run64(const void*, Stream&, Pending& pending, uint64_t index, int64_t count, unsigned char* to, int64_t stride,
+           bool) {
+  pending.add(index, count, to, stride);
+}
+
+// The two ways to make a distribution's values in a dtype.
+struct Ways {
+  Run run;
+  Make make;
+  int size;
+};
 
 template <class Dist>
-Run run_for(DType dtype) {
-  return with_format(dtype, [](auto format) -> Run { return run32<Dist, decltype(format)>; });
+Ways ways_for(DType dtype) {
+  return with_format(dtype, [](auto format) -> Ways {
+    using D = decltype(format);
+    return {run32<Dist, D>, blocks32<Dist, D>, D::kBytes};
+  });
 }
 
-Run run_for(const Fill& fill) {
+template <class Dist>
+Ways ways64() {
+  return {run64, blocks64<Dist>, 8};
+}
+
+Ways ways_for(const Fill& fill) {
   const bool f64 = fill.dtype == DType::f64;
-  if (fill.steps > 0) return f64 ? run64<ProgramDist64> : run_for<ProgramDist>(fill.dtype);
+  if (fill.steps > 0) return f64 ? ways64<ProgramDist64>() : ways_for<ProgramDist>(fill.dtype);
   switch (fill.kind) {
     case Kind::bits:
-      return run32<BitsDist, F32>;
+      return ways_for<BitsDist>(DType::f32);
     case Kind::uniform:
-      return f64 ? run64<UniformDist64> : run_for<UniformDist>(fill.dtype);
+      return f64 ? ways64<UniformDist64>() : ways_for<UniformDist>(fill.dtype);
     case Kind::normal:
-      return f64 ? run64<NormalDist64> : run_for<NormalDist>(fill.dtype);
+      return f64 ? ways64<NormalDist64>() : ways_for<NormalDist>(fill.dtype);
     case Kind::truncated_normal:
-      return f64 ? run64<TruncatedNormalDist64> : run_for<TruncatedNormalDist>(fill.dtype);
+      return f64 ? ways64<TruncatedNormalDist64>() : ways_for<TruncatedNormalDist>(fill.dtype);
     default:
-      return nullptr;
+      return {};
   }
 }
+
+// Writes elements of one draw, run by run. What was written is there after `finish`.
+class Writer {
+ public:
+  Writer(const Ways& ways, const void* constants, uint64_t seed, uint64_t stream, uint64_t first_block = 0)
+      : run_(ways.run),
+        constants_(constants),
+        stream_(seed, stream, first_block),
+        pending_(ways.make, constants, stream_, ways.size) {}
+  void write(uint64_t index, int64_t count, unsigned char* to, int64_t stride, bool non_temporal = false) {
+    run_(constants_, stream_, pending_, index, count, to, stride, non_temporal);
+  }
+  void finish() { pending_.flush(); }
+
+ private:
+  Run run_;
+  const void* constants_;
+  Stream stream_;
+  Pending pending_;
+};
+
+// A place in a region, which moves along its elements row-major.
+class Place {
+ public:
+  Place(const Fill& fill, int64_t element) : fill_(fill), last_(fill.dims - 1), index(fill.first), to(fill.data) {
+    for (int d = last_; d >= 0; --d) {
+      at_[d] = 0;
+      move(d, element % fill.sizes[d]);
+      element /= fill.sizes[d];
+    }
+  }
+  // What is left of the row.
+  int64_t room() const { return fill_.sizes[last_] - at_[last_]; }
+  // `count` elements on, at most to the row's end.
+  void advance(int64_t count) {
+    move(last_, count);
+    for (int d = last_; d > 0 && at_[d] == fill_.sizes[d]; --d) {
+      move(d, -fill_.sizes[d]);
+      move(d - 1, 1);
+    }
+  }
+
+ private:
+  void move(int d, int64_t count) {
+    at_[d] += count;
+    index += static_cast<uint64_t>(count * fill_.logical_strides[d]);
+    to += count * fill_.strides[d] * fill_.item_size;
+  }
+
+  const Fill& fill_;
+  const int last_;
+  int64_t at_[kMaxDims];
+
+ public:
+  uint64_t index;  // in the logical tensor
+  unsigned char* to;
+};
 
 // Copies of one element; `pattern` is 64 bytes of them.
 void put_constant(unsigned char* to, const unsigned char* pattern, int size, int64_t count, int64_t stride) {
@@ -205,45 +260,46 @@ void put_diagonals(const Fill& fill, int64_t index, int64_t count, unsigned char
   }
 }
 
-void range(const Fill& fill, int64_t begin, int64_t end) {
+// The run of elements at a place that are neighbours in the logical tensor, or may be taken for such.
+int64_t run_at(const Place& place, bool together, int64_t most) {
+  const int64_t room = together ? place.room() : 1;
+  return room < most ? room : most;
+}
+
+void random_range(const Fill& fill, const Ways& ways, int64_t begin, int64_t end) {
   const int last = fill.dims - 1;
-  const int size = fill.item_size;
-  // The innermost dimension is a run when its elements are neighbours in the logical tensor; else each is one.
-  const bool together = fill.logical_strides[last] == 1;
-  const int64_t length = fill.sizes[last];
-  const Run run = run_for(fill);
   const Program program = {fill.kind, &fill.constants, fill.program, fill.steps};
   const void* const constants = fill.steps > 0 ? static_cast<const void*>(&program) : &fill.constants;
-  Stream stream(fill.seed, fill.stream, fill.first_block);
-  alignas(64) unsigned char pattern[64] = {};
-  if (fill.kind == Kind::constant) {
-    for (int i = 0; i < 64; i += size) memcpy(pattern + i, fill.pattern, static_cast<size_t>(size));
-  }
-  while (begin < end) {
-    uint64_t index = fill.first;
-    unsigned char* to = fill.data;
-    int64_t rest = begin;
-    for (int d = last; d >= 0; --d) {
-      const int64_t at = rest % fill.sizes[d];
-      rest /= fill.sizes[d];
-      index += static_cast<uint64_t>(at * fill.logical_strides[d]);
-      to += at * fill.strides[d] * size;
-    }
-    int64_t count = 1;
-    if (together || fill.kind == Kind::constant) {
-      const int64_t room = length - begin % length;
-      count = end - begin < room ? end - begin : room;
-    }
-    const int64_t stride = fill.strides[last];
-    if (run) {
-      run(constants, stream, index, count, to, stride, fill.non_temporal);
-    } else {
-      put_constant(to, pattern, size, count, stride);
-      if (fill.kind == Kind::diagonals) put_diagonals(fill, static_cast<int64_t>(index), count, to, stride);
-    }
+  Writer writer(ways, constants, fill.seed, fill.stream, fill.first_block);
+  const bool together = fill.logical_strides[last] == 1;
+  for (Place place(fill, begin); begin < end;) {
+    const int64_t count = run_at(place, together, end - begin);
+    writer.write(place.index, count, place.to, fill.strides[last], fill.non_temporal);
+    place.advance(count);
     begin += count;
   }
+  writer.finish();
   if (kNonTemporal && fill.non_temporal) fence();
+}
+
+void range(const Fill& fill, int64_t begin, int64_t end) {
+  const Ways ways = ways_for(fill);
+  if (ways.run) return random_range(fill, ways, begin, end);
+  const int last = fill.dims - 1;
+  alignas(64) unsigned char pattern[64] = {};
+  if (fill.kind == Kind::constant) {
+    for (int i = 0; i < 64; i += fill.item_size) memcpy(pattern + i, fill.pattern, static_cast<size_t>(fill.item_size));
+  }
+  const bool together = fill.logical_strides[last] == 1 || fill.kind == Kind::constant;
+  for (Place place(fill, begin); begin < end;) {
+    const int64_t count = run_at(place, together, end - begin), stride = fill.strides[last];
+    put_constant(place.to, pattern, fill.item_size, count, stride);
+    if (fill.kind == Kind::diagonals) {
+      put_diagonals(fill, static_cast<int64_t>(place.index), count, place.to, stride);
+    }
+    place.advance(count);
+    begin += count;
+  }
 }
 
 // `width` neighbours of a row to where they belong: those that `keep` has ones for, and zeros.
@@ -276,14 +332,14 @@ void sparse_columns(const Fill& fill, int64_t begin, int64_t end) {
   const Sparse& c = fill.constants.sparse;
   const int size = fill.item_size;
   const int64_t rows = fill.sizes[0];
-  Stream values(fill.seed, fill.stream), choices(fill.seed, c.stream);
   const bool f64 = fill.dtype == DType::f64;
-  const Run normal = f64 ? Run(run64<NormalDist64>) : run_for<NormalDist>(fill.dtype);
+  const BitsDist::Constants none{};
   const void* const constants = f64 ? static_cast<const void*>(&c.normal_f64) : &c.normal_f32;
+  Writer choices(ways_for<BitsDist>(DType::f32), &none, fill.seed, c.stream);
+  Writer values(f64 ? ways64<NormalDist64>() : ways_for<NormalDist>(fill.dtype), constants, fill.seed, fill.stream);
   alignas(64) uint32_t words[kWidth] = {}, left[kWidth] = {};
   static_assert(kWidth % kLanes == 0, "the last lane of a row may be a part, but not reach beyond");
   alignas(64) unsigned char row_values[kWidth * 8];
-  const BitsDist::Constants none{};
   for (int64_t col = begin; col < end; col += kWidth) {
     const int width = static_cast<int>(end - col < kWidth ? end - col : kWidth);
     for (int j = 0; j < width; ++j) left[j] = static_cast<uint32_t>(c.zeros);
@@ -295,10 +351,12 @@ void sparse_columns(const Fill& fill, int64_t begin, int64_t end) {
         // The row is stored in one go below: were its lines not there by then, the stores of the next words would wait.
         for (int at = 0; at < width * size; at += 64) __builtin_prefetch(to + at, 1);
       }
-      run32<BitsDist, F32>(&none, choices, index, width, reinterpret_cast<unsigned char*>(words), 1, false);
+      choices.write(index, width, reinterpret_cast<unsigned char*>(words), 1);
+      choices.finish();
       choose(words, left, static_cast<uint32_t>(c.rows - row), width);
       if (!inside) continue;
-      normal(constants, values, index, width, row_values, 1, false);
+      values.write(index, width, row_values, 1);
+      values.finish();
       const int32_t* keep = reinterpret_cast<const int32_t*>(words);
       switch (size) {
         case 1:

@@ -60,6 +60,7 @@ FASTINIT_FN bool any(Mask m) { return !_mm256_testz_si256(m, m); }
 
 FASTINIT_FN U load(const uint32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const U*>(from)); }
 FASTINIT_FN void put(uint32_t* to, U a) { _mm256_storeu_si256(reinterpret_cast<U*>(to), a); }
+FASTINIT_FN U permute(U order, U a) { return _mm256_permutevar8x32_epi32(a, order); }
 
 // Stores: as for AVX-512, with two 128-bit parts instead of four.
 constexpr bool kNonTemporal = true;

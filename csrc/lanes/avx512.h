@@ -63,6 +63,8 @@ FASTINIT_FN bool any(Mask m) { return m != 0; }
 // A lane's words from and to consecutive addresses, in order.
 FASTINIT_FN U load(const uint32_t* from) { return _mm512_loadu_si512(from); }
 FASTINIT_FN void put(uint32_t* to, U a) { _mm512_storeu_si512(to, a); }
+// Lane `order[l]` of `a` in lane l.
+FASTINIT_FN U permute(U order, U a) { return _mm512_permutexvar_epi32(order, a); }
 
 // Stores. Word j of the block in lane l is element 4 * block + j. The lanes' blocks are numbered so that interleaving
 // inside 128-bit parts, which is one instruction, leaves every stored vector in order; order32/16/8 give that

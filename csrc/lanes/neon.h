@@ -61,6 +61,7 @@ FASTINIT_FN bool any(Mask m) { return vmaxvq_u32(m) != 0; }
 
 FASTINIT_FN U load(const uint32_t* from) { return vld1q_u32(from); }
 FASTINIT_FN void put(uint32_t* to, U a) { vst1q_u32(to, a); }
+FASTINIT_FN U permute(U /* ascending, as all orders below */, U a) { return a; }
 
 // Stores: the instructions for arrays of structures interleave whole registers, so the lanes' blocks are in order.
 constexpr bool kNonTemporal = false;

@@ -69,6 +69,9 @@ FASTINIT_FN void put(uint32_t* to, U x) {
   one::put(to + one::kLanes, x.b);
 }
 
+// `order` is one of those below: within each register.
+FASTINIT_FN U permute(U order, U x) { return {one::permute(order.a, x.a), one::permute(order.a, x.b)}; }
+
 constexpr bool kNonTemporal = one::kNonTemporal;
 FASTINIT_FN void fence() { one::fence(); }
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import reference
-from support.bits import REAL, SEED, STREAM, bits_of, check, check_box, dirty, expected, name_of
+from support.bits import REAL, SEED, STREAM, bits_of, check, check_box, dirty, expected, name_of, part_of
 from support.parameters import ALL, EMPTY, INF, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 
 from torch_fastinit import init
@@ -73,6 +73,25 @@ def test_sizes(initializer: Initializer, isa: str) -> None:
             tensor = dirty((size,), dtype)
             fill([Fill(tensor, initializer, SEED, STREAM)])
             np.testing.assert_array_equal(bits_of(tensor), whole[:size])
+
+
+# Rows of elements, as shards by columns have them: narrower than a block, about a block, about a tile, more. The rows
+# of the logical tensor are 2**34 - 10 elements apart: the high half of the block number changes between and in them.
+WIDTHS = [1, 2, 3, 5, 16, 61, 64, 130, 259, 1030]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@cases({"uniform": Uniform(), "normal": Normal(), "near": TruncatedNormal(), "program": PROGRAMS["scaled"]})
+def test_narrow_rows(initializer: Initializer, width: int, isa: str) -> None:
+    shape, rows = (9, 2**34 - 10), 7
+    for dtype in REAL if not initializer.steps else [torch.float32]:
+        for first in (0, 3, 2**34 - 10 - width):
+            check_box(initializer, shape, ((1, 1 + rows), (first, first + width)), dtype)
+            # and the same rows lying across memory
+            tensor = dirty((width, rows), dtype).t()
+            fill([part_of(tensor, shape, [(1, 1 + rows), (first, first + width)], initializer)])
+            want = expected(initializer, shape, dtype, ((1, 1 + rows), (first, first + width)))
+            np.testing.assert_array_equal(bits_of(tensor), want)
 
 
 # A word of all zeros, of all ones, of one but zero and of one but all ones, in stream 0 of seed 0, found by search. At
