@@ -40,9 +40,12 @@ elif platform.machine() in ("aarch64", "arm64"):
     INSTRUCTION_SETS["neon"] = "-DFASTINIT_NEON"
 
 
-# csrc/cuda.cu is compiled for each of these that nvcc knows, and as PTX of the last for GPUs to come. No contraction
-# here either, and host code with the flags of the rest.
-CUDA_ARCHITECTURES = ("80", "90", "100", "120")
+# csrc/cuda.cu is compiled for each of these that nvcc knows, and as PTX for GPUs between them and to come: of the last
+# one up to LAST_PTX, so that 11.0 can compile it. No contraction here either, and host code with the flags of the rest.
+CUDA_ARCHITECTURES = ("75", "80", "90", "100", "120")
+LAST_PTX = 110
+# The first whose kernels take the 32 KB of arguments that a table of fills is.
+LEAST_NVCC = (12, 1)
 NVCC_FLAGS = (
     "-std=c++17 -O3 -DNDEBUG -fmad=false -Xcompiler=-fPIC,-fvisibility=hidden,-Wall -diag-suppress=1675".split()
 )
@@ -62,7 +65,17 @@ def find_nvcc() -> str | None:
     )
     if wanted == "1" and nvcc is None:
         raise CompileError("FASTINIT_CUDA=1, but there is no nvcc in $CUDA_HOME/bin, on PATH or in /usr/local/cuda/bin")
-    return nvcc
+    if nvcc is None:
+        return None
+    release = re.search(r"release (\d+)\.(\d+)", nvcc_says(nvcc, "--version"))
+    if release is not None and (int(release[1]), int(release[2])) >= LEAST_NVCC:
+        return nvcc
+    found_release = "of an unknown release" if release is None else f"of CUDA {release[1]}.{release[2]}"
+    message = "{} is {}; the CUDA kernels need {}.{} or newer".format(nvcc, found_release, *LEAST_NVCC)
+    if wanted == "1":
+        raise CompileError(f"FASTINIT_CUDA=1, but {message}")
+    print(f"torch_fastinit: built without CUDA kernels: {message}", file=sys.stderr)
+    return None
 
 
 def nvcc_says(nvcc: str, *arguments: str) -> str:
@@ -77,7 +90,8 @@ def cuda_flags(nvcc: str) -> list[str]:
     if not chosen:
         raise CompileError(f"{nvcc} knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}")
     codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in chosen]
-    return [*NVCC_FLAGS, *codes, f"-gencode=arch=compute_{chosen[-1]},code=compute_{chosen[-1]}", "--threads=2"]
+    ptx = max((arch for arch in chosen if int(arch) <= LAST_PTX), key=int, default=chosen[-1])
+    return [*NVCC_FLAGS, *codes, f"-gencode=arch=compute_{ptx},code=compute_{ptx}", "--threads=2"]
 
 
 def cuda_libraries(nvcc: str) -> list[str]:

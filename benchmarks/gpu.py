@@ -163,8 +163,9 @@ def main() -> int:
     parser.add_argument("--dry", action="store_true", help="on the CPU, with little tensors")
     args = parser.parse_args()
     device = "cpu" if args.dry else "cuda"
-    names = [name for name in backend.DEVICES[device] if not backend.PROVIDERS[name].why_not(device)]
-    missing = {name: backend.PROVIDERS[name].why_not(device) for name in backend.DEVICES[device] if name not in names}
+    reasons = {name: backend.PROVIDERS[name].why_not(torch.device(device)) for name in backend.DEVICES[device]}
+    names = [name for name, reason in reasons.items() if not reason]
+    missing = {name: reason for name, reason in reasons.items() if reason}
     report: dict[str, Any] = {"environment": environment(device), "cannot serve": missing, "equality": []}
     for name in names:
         fastinit.backends(**{device: name})

@@ -397,7 +397,8 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("fills"), py::arg("codes"), py::arg("device"), py::arg("stream"),
       "Enqueue fills on a CUDA stream, without the GIL.");
-  m.def("cuda_error", &fastinit::cuda_error, "Why this machine cannot run the CUDA kernels; empty if it can.");
+  m.def("cuda_error", &fastinit::cuda_error, py::arg("device"),
+        "Why this device cannot run the CUDA kernels; empty if it can.");
   m.def("has_cuda", [] { return true; }, "Whether this build has CUDA kernels.");
 #else
   m.def("has_cuda", [] { return false; }, "Whether this build has CUDA kernels.");

@@ -267,11 +267,17 @@ void fill_cuda(const std::vector<Fill>& fills, int device, uintptr_t stream) {
   tables.launch();
 }
 
-std::string cuda_error() {
+std::string cuda_error(int device) {
   int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
+  cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess) return cudaGetErrorString(error);
-  return count > 0 ? "" : "no CUDA device";
+  if (device < 0 || device >= count) return "no CUDA device " + std::to_string(device);
+  const CurrentDevice guard(device);
+  cudaFuncAttributes attributes;
+  error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(gpu::fill_table));
+  if (error == cudaSuccess) return "";
+  cudaGetLastError();  // nobody else shall find it
+  return cudaGetErrorString(error);
 }
 
 }  // namespace fastinit

@@ -20,7 +20,7 @@ def lowered(fills: Iterable[Any], codes: dict[Any, int]) -> list[dict[str, Any]]
 def has_cuda() -> bool:
     """Whether this build has CUDA kernels; if not, the two functions below are missing."""
 
-def cuda_error() -> str:
+def cuda_error(device: int) -> str:
     """Why this machine cannot run the CUDA kernels; empty if it can."""
 
 def fill_cuda(fills: Iterable[Any], codes: dict[Any, int], device: int, stream: int) -> None:

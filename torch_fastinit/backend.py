@@ -34,10 +34,12 @@ class Provider:
     """Something that can run fills. (A dataclass would take a tenth of the package's import time to make.)
 
     `run(fills, fresh)` runs them; `fresh` says that nobody else has seen their memory yet. `why_not(device)` says why
-    it cannot serve a type of device ("" if it can).
+    it cannot serve a device ("" if it can).
     """
 
-    def __init__(self, name: str, title: str, run: Callable[[Fills, bool], None], why_not: Callable[[str], str]):
+    def __init__(
+        self, name: str, title: str, run: Callable[[Fills, bool], None], why_not: Callable[[torch.device], str]
+    ):
         self.name, self.title, self.run, self.why_not = name, title, run, why_not
 
 
@@ -64,22 +66,32 @@ def _fill_triton(fills: Fills, fresh: bool) -> None:
         triton_kernels.fill(tensors, lowered)
 
 
-def _no_cpu(device: str) -> str:
-    return "" if device == "cpu" else "runs on the CPU alone"
+def _no_cpu(device: torch.device) -> str:
+    return "" if device.type == "cpu" else "runs on the CPU alone"
 
 
-def _no_cuda(device: str) -> str:
-    if device != "cuda" or torch.version.hip is not None:
+def _no_cuda(device: torch.device) -> str:
+    if device.type != "cuda" or torch.version.hip is not None:
         return "runs on NVIDIA's GPUs alone"
     if not _C.has_cuda():
         return "this build has no CUDA kernels"
-    return _C.cuda_error()
+    return _C.cuda_error(_index_of(device))
 
 
-def _no_triton(device: str) -> str:
+#: The compute capability that Triton's compiler begins with.
+_TRITON_FROM = (7, 0)
+
+
+def _no_triton(device: torch.device) -> str:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if device == "cpu" and os.environ.get("TRITON_INTERPRET", "0") != "1":
+    if device.type == "cuda" and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(_index_of(device))
+        if capability < _TRITON_FROM:
+            return "compiles from compute capability {}.{} on, and this GPU has {}.{}".format(
+                *_TRITON_FROM, *capability
+            )
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET", "0") != "1":
         return "runs on the CPU only in its interpreter (TRITON_INTERPRET=1 in the environment)"
     return ""
 
@@ -92,44 +104,59 @@ PROVIDERS = {
 #: For each type of device what may serve it, best first.
 DEVICES: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "triton"), "cuda": ("cuda", "triton"), "xpu": ("triton",)}
 
-#: What serves each type of device, once that was decided.
-serving: dict[str, Provider] = {}
+#: What serves a type of device, where that was forced or is the CPU; and what serves a device, once that was decided.
+serving: dict[str | torch.device, Provider] = {}
 
 
-def _refuse(device: str, name: str, reason: str) -> RuntimeError:
-    return RuntimeError(f"backend {name!r} cannot serve device type {device!r}: {reason}")
+def _index_of(device: torch.device) -> int:
+    """Which of the devices of its type; without an index, the current one."""
+    return int(torch.get_device_module(device.type).current_device()) if device.index is None else device.index
 
 
-def _decide(device: str) -> Provider:
+def _refuse(device: torch.device, name: str, reason: str) -> RuntimeError:
+    return RuntimeError(f"backend {name!r} cannot serve {str(device)!r}: {reason}")
+
+
+def _decide(device: torch.device) -> Provider:
     wanted = os.environ.get("FASTINIT_BACKEND", "")
     if wanted and wanted not in PROVIDERS:
         raise ValueError(f"FASTINIT_BACKEND is {wanted!r}; it can be one of {', '.join(PROVIDERS)} or unset")
-    candidates = [PROVIDERS[name] for name in DEVICES[device]]
+    candidates = [PROVIDERS[name] for name in DEVICES[device.type]]
     for provider in candidates:
         if provider.name == wanted:
             reason = provider.why_not(device)
             if not reason:
                 return provider
-            if device != "cpu":
+            if device.type != "cpu":
                 raise _refuse(device, wanted, reason)
     reasons: list[str] = []
     for provider in candidates:
         reason = provider.why_not(device)
         if not reason:
-            if provider.name == "triton" and "cuda" in DEVICES[device] and _C.has_cuda() and torch.version.hip is None:
-                warnings.warn(
-                    f"torch_fastinit: its CUDA kernels cannot be used here ({reasons[0]}); Triton serves instead, "
-                    "with the same values",
-                    stacklevel=2,
-                )
             return provider
         reasons.append(f"{provider.name}: {reason}")
-    raise RuntimeError(f"no backend of torch_fastinit can serve device type {device!r} ({'; '.join(reasons)})")
+    raise RuntimeError(f"no backend of torch_fastinit can serve {str(device)!r} ({'; '.join(reasons)})")
 
 
-def provider_for(device: str) -> Provider:
-    """What serves this type of device."""
-    return serving.get(device) or serving.setdefault(device, _decide(device))
+def provider_for(device: torch.device) -> Provider:
+    """What serves this device."""
+    found = serving.get(device.type) or serving.get(device)
+    if found is None:
+        found = serving.setdefault("cpu" if device.type == "cpu" else device, _decide(device))
+        if found.name == "triton" and os.environ.get("FASTINIT_BACKEND", "") != "triton":
+            _say_why_not_cuda(device)
+    return found
+
+
+def _say_why_not_cuda(device: torch.device) -> None:
+    """Warn where this build has CUDA kernels, and they cannot be used on an NVIDIA GPU."""
+    if device.type == "cuda" and _C.has_cuda() and torch.version.hip is None:
+        reason = PROVIDERS["cuda"].why_not(device)
+        warnings.warn(
+            f"torch_fastinit: its CUDA kernels cannot be used on {str(device)!r} ({reason}); Triton serves instead, "
+            "with the same values",
+            stacklevel=3,
+        )
 
 
 #: A virtual machine's devices of the kind that takes memory away from it and gives it back.
@@ -158,7 +185,7 @@ def huge_pages() -> bool:
 
 
 def backends(**force: str) -> dict[str, str]:
-    """What serves each type of device, and how it was built.
+    """What serves each device, and how it was built.
 
     All backends write the same bits, so this is about speed and about what was built.
 
@@ -168,7 +195,8 @@ def backends(**force: str) -> dict[str, str]:
             environment variable `FASTINIT_BACKEND` names one for all devices that it can serve.
 
     Returns:
-        A dictionary from the type of device to a description. Devices that this machine lacks are left out.
+        A dictionary from the type of device to a description. Types that this machine lacks are left out; where the
+        devices of a type are served by different backends, each has an entry of its own, such as `"cuda:1"`.
 
     Raises:
         ValueError: there is no such device type or backend.
@@ -179,29 +207,39 @@ def backends(**force: str) -> dict[str, str]:
         >>> fastinit.backends()["cpu"].split()[0]
         'C++'
     """
-    for device, name in force.items():
-        if device not in DEVICES:
-            raise ValueError(f"no backend serves device type {device!r}; there are {', '.join(DEVICES)}")
+    for kind, name in force.items():
+        if kind not in DEVICES:
+            raise ValueError(f"no backend serves device type {kind!r}; there are {', '.join(DEVICES)}")
         if name == "auto":
-            serving.pop(device, None)
+            for key in [key for key in serving if torch.device(key).type == kind]:
+                del serving[key]
             continue
         if name not in PROVIDERS:
             raise ValueError(f"there is no backend {name!r}; there are {', '.join(PROVIDERS)} and auto")
         provider = PROVIDERS[name]
-        reason = provider.why_not(device) if name in DEVICES[device] else "it is not made for it"
-        if reason:
-            raise _refuse(device, name, reason)
-        serving[device] = provider
-    return {device: _described(device) for device in DEVICES if _present(device)}
+        for device in _devices(kind) or [torch.device(kind, 0)]:
+            reason = provider.why_not(device) if name in DEVICES[kind] else "it is not made for it"
+            if reason:
+                raise _refuse(device, name, reason)
+        serving[kind] = provider
+    found: dict[str, str] = {}
+    for kind in DEVICES:
+        described = {str(device): _described(device) for device in _devices(kind)}
+        alike = len(set(described.values())) == 1
+        found |= {kind: next(iter(described.values()))} if alike else described
+    return found
 
 
-def _present(device: str) -> bool:
-    return device == "cpu" or bool(torch.get_device_module(device).is_available())
+def _devices(kind: str) -> list[torch.device]:
+    """The devices of a type that this machine has."""
+    if kind == "cpu":
+        return [torch.device("cpu")]
+    return [torch.device(kind, index) for index in range(torch.get_device_module(kind).device_count())]
 
 
-def _described(device: str) -> str:
+def _described(device: torch.device) -> str:
     try:
-        provider = serving.get(device) or _decide(device)
+        provider = serving.get(device.type) or serving.get(device) or _decide(device)
     except RuntimeError as error:
         return f"none: {error}"
     return f"{provider.title} ({_C.instruction_set()})" if provider.name == "cpu" else provider.title

@@ -62,7 +62,7 @@ def fill(
         # small fill. (It does more for a subclass, another device, a lazy view, an inference tensor.)
         if seed is None:
             seed = draw_seed(generator) if initializer.draws else 0
-        provider = serving.get("cpu") or provider_for("cpu")
+        provider = serving.get("cpu") or provider_for(torch.device("cpu"))
         provider.run((Fill(tensor, initializer, seed, stream, None, EAGER_SECOND),), False)
         increment_version((tensor,))
         return tensor

@@ -48,7 +48,8 @@ _library = torch.library.Library("fastinit", "DEF")
 _library.define("fill_batch_(Tensor(a!)[] tensors, int[] recipe, float[] params) -> ()")
 _library.define(
     "fill_(Tensor(a!) tensor, int kind, float[] params, *, Generator? generator=None) -> ()",
-    tags=(torch.Tag.nondeterministic_seeded,),
+    # Its seed is drawn on the host: a captured graph would write the same values each time.
+    tags=(torch.Tag.nondeterministic_seeded, torch.Tag.cudagraph_unsafe),
 )
 
 
@@ -213,16 +214,14 @@ def decode(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Seque
 # ---- The ops --------------------------------------------------------------------------------------------------------
 
 
-def _fill_batch(device: str, tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
+def _fill_batch(tensors: Sequence[torch.Tensor], recipe: Sequence[int], params: Sequence[float]) -> None:
     if tensors:
-        provider_for(device).run(decode(tensors, recipe, params), False)
+        provider_for(tensors[0].device).run(decode(tensors, recipe, params), False)
 
 
-def _fill(
-    device: str, tensor: torch.Tensor, kind: int, params: Sequence[float], generator: torch.Generator | None = None
-) -> None:
+def _fill(tensor: torch.Tensor, kind: int, params: Sequence[float], generator: torch.Generator | None = None) -> None:
     initializer = Initializer.of(kind, params)
-    provider_for(device).run((Fill(tensor, initializer, draw_seed(generator), 0, None, EAGER_SECOND),), False)
+    provider_for(tensor.device).run((Fill(tensor, initializer, draw_seed(generator), 0, None, EAGER_SECOND),), False)
 
 
 def _nothing(*args: object, **kwargs: object) -> None:
@@ -230,8 +229,8 @@ def _nothing(*args: object, **kwargs: object) -> None:
 
 
 for _device in DEVICES:
-    _library.impl("fill_batch_", functools.partial(_fill_batch, _device), _device.upper())
-    _library.impl("fill_", functools.partial(_fill, _device), _device.upper())
+    _library.impl("fill_batch_", _fill_batch, _device.upper())
+    _library.impl("fill_", _fill, _device.upper())
 for _name in ("fill_batch_", "fill_"):
     # Fake tensors take it too; torch.library.register_fake would go through all loaded modules for where it was called.
     _library.impl(_name, _nothing, "Meta")
@@ -252,8 +251,8 @@ def fill(fills: Sequence[Fill], *, fresh: bool = False) -> None:
     """
     if not fills:
         return
-    device = fills[0].tensor.device.type
-    if fresh and device in DEVICES and not watched():
+    device = fills[0].tensor.device
+    if fresh and device.type in DEVICES and not watched():
         provider_for(device).run(map(ready, fills), True)
     else:
         _fill_batch_op(*encode(fills))

@@ -27,6 +27,9 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     backend.serving.update(before)
 
 
+CUDA = torch.device("cuda", 0)
+
+
 class Recorder:
     """A backend that only notes that it was called."""
 
@@ -51,31 +54,67 @@ def test_cpu_is_served_by_cpp() -> None:
     assert fastinit.backends()["cpu"].startswith("C++ (")
 
 
-def test_cuda_is_preferred_and_triton_steps_in_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, "cuda", "")
-    triton = pretend(monkeypatch, "triton", "")
-    assert backend._decide("cuda").name == "cuda"
-    pretend(monkeypatch, "cuda", "CUDA driver version is insufficient for CUDA runtime version")
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """GPUs of these compute capabilities, of which this build has code for 8.0 and above alone; Triton is installed."""
+    capabilities = [(9, 0), (7, 5), (6, 1)]
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(backend._C, "has_cuda", lambda: True)
-    monkeypatch.setitem(backend.DEVICES, "cpu", ("cuda", "triton"))
-    with pytest.warns(UserWarning, match=r"driver version is insufficient.*Triton serves instead"):
-        fill([Fill(torch.empty(3), Normal())])
-    fill([Fill(torch.empty(3), Normal())])  # a second warning would be an error
-    assert triton.calls == 2
+    image = "no kernel image is available for execution on the device"
+
+    def cuda_error(index: int) -> str:
+        return "" if capabilities[index] >= (8, 0) else image
+
+    monkeypatch.setattr(backend._C, "cuda_error", cuda_error, raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "found")
+    return capabilities
 
 
-def test_no_warning_where_there_were_no_cuda_kernels_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, "triton", "")
+def test_each_gpu_has_what_serves_it(gpus: list[tuple[int, int]]) -> None:
+    """By its index, not by its type: machines have different ones."""
+    one, two, three = (torch.device("cuda", index) for index in range(3))
+    assert backend.provider_for(one).name == "cuda"
+    with pytest.warns(UserWarning, match=r"cannot be used on 'cuda:1' \(no kernel image.*\); Triton serves"):
+        assert backend.provider_for(two).name == "triton"
+    assert backend.provider_for(two).name == "triton"  # without a second warning
+    reason = r"'cuda:2' \(cuda: no kernel image .*; triton: compiles from .* capability 7.0 on, and this GPU has 6.1"
+    with pytest.raises(RuntimeError, match=reason):
+        backend.provider_for(three)
+    assert backend.provider_for(one).name == "cuda"
+    served = fastinit.backends()
+    assert (served["cuda:0"], served["cuda:1"]) == ("CUDA C++", "Triton")
+    assert served["cuda:2"].startswith("none: no backend")
+    with pytest.raises(RuntimeError, match="'cuda' cannot serve 'cuda:1': no kernel image"):
+        fastinit.backends(cuda="cuda")
+    del gpus[2]
+    assert fastinit.backends(cuda="triton")["cuda"] == "Triton"
+    assert backend.provider_for(one).name == "triton"
+    fastinit.backends(cuda="auto")
+    assert backend.provider_for(one).name == "cuda"
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_amd_and_intel_are_served_by_triton(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4" if kind == "cuda" else None)
+    monkeypatch.setattr(backend._C, "has_cuda", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "found")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backend.provider_for(torch.device(kind, 1)).name == "triton"
+
+
+def test_no_warning_where_there_are_no_cuda_kernels(
+    gpus: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backend._C, "has_cuda", lambda: False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert backend._decide("cuda").name == "triton"
+    assert backend.provider_for(CUDA).name == "triton"
+    backend.serving.clear()
     monkeypatch.setattr(backend._C, "has_cuda", lambda: True)
-    monkeypatch.setattr(torch.version, "hip", "6.4")  # an AMD GPU
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert backend._decide("cuda").name == "triton"
-        assert backend._decide("xpu").name == "triton"
+    monkeypatch.setenv("FASTINIT_BACKEND", "triton")
+    assert backend.provider_for(CUDA).name == "triton"
 
 
 def test_forcing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,15 +131,15 @@ def test_forcing_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "cuda", "")
     pretend(monkeypatch, "triton", "")
     monkeypatch.setenv("FASTINIT_BACKEND", "triton")
-    assert [backend._decide(device).name for device in backend.DEVICES] == ["triton"] * 3
+    assert [backend._decide(torch.device(kind, 0)).name for kind in backend.DEVICES] == ["triton"] * 3
     monkeypatch.setenv("FASTINIT_BACKEND", "cuda")  # serves one device; the others are as they were
-    assert [backend._decide(device).name for device in backend.DEVICES] == ["cpu", "cuda", "triton"]
+    assert [backend._decide(torch.device(kind, 0)).name for kind in backend.DEVICES] == ["cpu", "cuda", "triton"]
     pretend(monkeypatch, "cuda", "this build has no CUDA kernels")
-    with pytest.raises(RuntimeError, match="'cuda' cannot serve device type 'cuda': this build has no CUDA kernels"):
-        backend._decide("cuda")
+    with pytest.raises(RuntimeError, match="'cuda' cannot serve 'cuda:0': this build has no CUDA kernels"):
+        backend._decide(CUDA)
     monkeypatch.setenv("FASTINIT_BACKEND", "tpu")
     with pytest.raises(ValueError, match="FASTINIT_BACKEND is 'tpu'; it can be one of cpu, cuda, triton or unset"):
-        backend._decide("cpu")
+        backend._decide(torch.device("cpu"))
 
 
 def test_what_cannot_be_forced_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +147,7 @@ def test_what_cannot_be_forced_says_why(monkeypatch: pytest.MonkeyPatch) -> None
         fastinit.backends(tpu="triton")
     with pytest.raises(ValueError, match="there is no backend 'opencl'"):
         fastinit.backends(cpu="opencl")
-    with pytest.raises(RuntimeError, match="'cuda' cannot serve device type 'cpu': it is not made for it"):
+    with pytest.raises(RuntimeError, match="'cuda' cannot serve 'cpu': it is not made for it"):
         fastinit.backends(cpu="cuda")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: "found")
@@ -117,8 +156,8 @@ def test_what_cannot_be_forced_says_why(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="Triton is not installed"):
         fastinit.backends(cpu="triton")
-    with pytest.raises(RuntimeError, match=r"no backend .* device type 'xpu' \(triton: Triton is not installed\)"):
-        backend._decide("xpu")
+    with pytest.raises(RuntimeError, match=r"no backend .* 'xpu:0' \(triton: Triton is not installed\)"):
+        backend._decide(torch.device("xpu", 0))
 
 
 # Huge pages -----------------------------------------------------------------------------------------------------------

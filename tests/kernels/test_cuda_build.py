@@ -43,13 +43,13 @@ needs_triton = pytest.mark.skipif(
 def test_targets_and_resources() -> None:
     text = sass.run(sass.tool("cuobjdump"), "--dump-resource-usage", str(sass.built_object()))
     targets = re.findall(r"arch = sm_(\d+)", text)
-    assert set(targets) == {"80", "90", "100", "120"}
+    assert set(targets) == {"75", "80", "90", "100", "120"}
     elf = sass.run(sass.tool("cuobjdump"), "--list-ptx", str(sass.built_object()))
-    assert re.search(r"sm_120\.ptx", elf)
+    assert re.findall(r"sm_(\d+)\.ptx", elf) == ["100"]  # which a GPU of 10.3, 11.0 or 12.1 can compile
     usage = [
         tuple(map(int, numbers)) for numbers in re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
     ]
-    assert len(usage) == 4
+    assert len(usage) == 5
     for registers, stack, shared, local in usage:
         assert registers <= 128  # four blocks of 128 threads an SM
         assert (stack, shared, local) == (0, 0, 0)  # no spills
@@ -119,6 +119,35 @@ def test_built_without_nvcc_when_told(tmp_path: Path) -> None:
         ninja = (tmp_path / "build.ninja").read_text()
         assert ("cuda.o" in ninja) is has
         assert ("FASTINIT_CUDA" in ninja) is has
+
+
+@pytest.mark.parametrize("release", ["11.8", "12.0", "12.1", "13.0", None])
+def test_an_nvcc_that_is_too_old_is_left_out(release: str | None, tmp_path: Path) -> None:
+    """A table of fills is a kernel argument of 32 KB, which CUDA 12.1 was the first to take."""
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    line = f"Cuda compilation tools, release {release}, V{release}.99" if release else "nvcc: what?"
+    nvcc.write_text(f"#!/bin/sh\necho '{line}'\n")
+    nvcc.chmod(0o755)
+    code = (
+        "import sys; sys.argv = ['setup.py', '--version']; import runpy; n = runpy.run_path('setup.py');"
+        "print('found', n['find_nvcc']())"
+    )
+    for wish in ("", "1"):
+        environment = dict(os.environ, CUDA_HOME=str(tmp_path), FASTINIT_CUDA=wish)
+        out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        if release in ("12.1", "13.0"):
+            assert f"found {nvcc}" in out.stdout
+            assert out.stderr == ""
+            continue
+        kind = f"of CUDA {release}" if release else "of an unknown release"
+        message = f"{nvcc} is {kind}; the CUDA kernels need 12.1 or newer"
+        if wish:
+            assert f"FASTINIT_CUDA=1, but {message}" in out.stderr
+            assert out.returncode != 0
+        else:
+            assert "found None" in out.stdout
+            assert out.stderr == f"torch_fastinit: built without CUDA kernels: {message}\n"
 
 
 @needs_triton

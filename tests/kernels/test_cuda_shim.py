@@ -47,7 +47,7 @@ class State(ctypes.Structure):
     """``Shim`` of cuda_runtime.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("devices", "current", "launches", "launched_on")),
+        *((name, ctypes.c_int) for name in ("devices", "current", "launches", "launched_on", "without_code")),
         ("stream", ctypes.c_size_t),
         *((name, ctypes.c_int) for name in ("next_launch", "driver")),
     ]
@@ -230,12 +230,17 @@ class Misaligned:
         return 4
 
 
-def test_an_old_driver_is_named(shim: Shim) -> None:
-    assert shim.library.shim_cuda_error() == b""
+def test_what_is_in_the_way_is_named(shim: Shim) -> None:
+    why = shim.library.shim_cuda_error
+    assert why(0) == why(1) == b""
+    shim.state.without_code = 1
+    assert why(0) == b""
+    assert why(1) == b"no kernel image is available for execution on the device"
+    assert shim.state.current == 0
     shim.state.driver = 35
-    assert b"driver version is insufficient" in shim.library.shim_cuda_error()
+    assert b"driver version is insufficient" in why(0)
     shim.state.driver, shim.state.devices = 0, 0
-    assert shim.library.shim_cuda_error() == b"no CUDA device"
+    assert why(0) == b"no CUDA device 0"
 
 
 def test_region_of_a_batch(shim: Shim) -> None:

@@ -34,29 +34,33 @@ enum cudaError_t {
   cudaSuccess,
   cudaErrorMemoryAllocation = 2,
   cudaErrorInsufficientDriver = 35,
-  cudaErrorInvalidDevice = 101
+  cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209
 };
 using cudaStream_t = struct Stream*;
 
 // What a test sees and steers.
 struct Shim {
   int devices = 2, current = 0, launches = 0, launched_on = -1;
+  int without_code = -1;  // a device
   uintptr_t stream = 0;
   cudaError_t next_launch = cudaSuccess, driver = cudaSuccess;
 };
 inline Shim shim;
 
 inline const char* cudaGetErrorName(cudaError_t e) {
-  return e == cudaErrorMemoryAllocation     ? "cudaErrorMemoryAllocation"
-         : e == cudaErrorInvalidDevice      ? "cudaErrorInvalidDevice"
-         : e == cudaErrorInsufficientDriver ? "cudaErrorInsufficientDriver"
-                                            : "cudaSuccess";
+  return e == cudaErrorMemoryAllocation         ? "cudaErrorMemoryAllocation"
+         : e == cudaErrorInvalidDevice          ? "cudaErrorInvalidDevice"
+         : e == cudaErrorInsufficientDriver     ? "cudaErrorInsufficientDriver"
+         : e == cudaErrorNoKernelImageForDevice ? "cudaErrorNoKernelImageForDevice"
+                                                : "cudaSuccess";
 }
 inline const char* cudaGetErrorString(cudaError_t e) {
-  return e == cudaErrorMemoryAllocation     ? "out of memory"
-         : e == cudaErrorInvalidDevice      ? "invalid device ordinal"
-         : e == cudaErrorInsufficientDriver ? "CUDA driver version is insufficient for CUDA runtime version"
-                                            : "no error";
+  return e == cudaErrorMemoryAllocation         ? "out of memory"
+         : e == cudaErrorInvalidDevice          ? "invalid device ordinal"
+         : e == cudaErrorInsufficientDriver     ? "CUDA driver version is insufficient for CUDA runtime version"
+         : e == cudaErrorNoKernelImageForDevice ? "no kernel image is available for execution on the device"
+                                                : "no error";
 }
 inline cudaError_t cudaGetDeviceCount(int* n) {
   *n = shim.devices;
@@ -71,6 +75,12 @@ inline cudaError_t cudaSetDevice(int device) {
   shim.current = device;
   return cudaSuccess;
 }
+
+struct cudaFuncAttributes {};
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
+  return shim.current == shim.without_code ? cudaErrorNoKernelImageForDevice : cudaSuccess;
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 // Runs the one kernel there is: shim.cpp knows its type.
 void shim_run(dim3 grid, dim3 block, void** arguments);

@@ -26,9 +26,9 @@ const char* shim_fill(const int64_t* tensors, size_t tensors_n, const int64_t* r
   return nullptr;
 }
 
-const char* shim_cuda_error() {
+const char* shim_cuda_error(int device) {
   static std::string message;
-  message = fastinit::cuda_error();
+  message = fastinit::cuda_error(device);
   return message.c_str();
 }
 
