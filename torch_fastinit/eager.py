@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 import warnings
@@ -24,10 +25,18 @@ from torch_fastinit._torch import (
     watched,
 )
 from torch_fastinit.backend import provider_for, serving
-from torch_fastinit.initializers import Bits, Initializer
+from torch_fastinit.initializers import Bits, Initializer, Normal, TruncatedNormal, Uniform
 from torch_fastinit.ops import EAGER_SECOND, RANDOM_DTYPES, Fill, check_generator, fill_one, refuse_inference_update
 from torch_fastinit.ops import fill as fill_batch
 from torch_fastinit.stream import draw_seed
+
+#: Standard deviation of N(0, 1) conditioned on [-2, 2]: sqrt(1 - 4 phi(2) / erf(sqrt(2))), phi the normal density.
+_TRUNCATED_STD = 0.87962566103423978
+
+#: The largest finite value of a component, for every dtype that a random fill writes.
+LARGEST = {dtype: torch.finfo(dtype).max for dtype in RANDOM_DTYPES} | {
+    dtype: torch.finfo(dtype.to_real()).max for dtype in (torch.complex32, torch.complex64, torch.complex128)
+}
 
 
 def fill(
@@ -83,6 +92,55 @@ def fill(
     _dispatch(tensor, initializer, generator, seed, stream)
     increment_version((tensor,))
     return tensor
+
+
+def number(value: Any, name: str) -> float:
+    """`value` as torch converts an argument of type float."""
+    if isinstance(value, (str, bytes, bytearray, complex)) or (
+        isinstance(value, Tensor) and (value.dim() != 0 or value.requires_grad)
+    ):
+        raise TypeError(f"{name} must be a float, not {type(value).__name__}")
+    return float(value)
+
+
+def uniform(tensor: Tensor, a: Any, b: Any, generator: torch.Generator | None) -> Tensor:
+    """U(a, b), checked as `Tensor.uniform_` checks it."""
+    a = a if type(a) is float else number(a, "a")
+    b = b if type(b) is float else number(b, "b")
+    largest = LARGEST.get(tensor.dtype, math.inf)
+    if not (-largest <= a <= b <= largest and b - a <= largest) and not tensor.is_meta:
+        if not -largest <= a <= largest:
+            raise RuntimeError(f"uniform_: a is out of bounds for {tensor.dtype}, but found a={a}")
+        if not -largest <= b <= largest:
+            raise RuntimeError(f"uniform_: b is out of bounds for {tensor.dtype}, but found b={b}")
+        if a > b:
+            raise RuntimeError(f"uniform_ expects to return a [a, b) range, but found a={a} > b={b}")
+        raise RuntimeError(f"uniform_ expects b - a <= {largest}, the largest {tensor.dtype}, but found a={a}, b={b}")
+    return fill(tensor, Uniform(a, b), generator)
+
+
+def normal(tensor: Tensor, mean: Any, std: Any, generator: torch.Generator | None) -> Tensor:
+    """N(mean, std^2), checked as `Tensor.normal_` checks it."""
+    mean = mean if type(mean) is float else number(mean, "mean")
+    std = std if type(std) is float else number(std, "std")
+    if not std >= 0.0:
+        raise RuntimeError(f"normal expects std >= 0.0, but found std={std}")
+    return fill(tensor, Normal(mean, std), generator)
+
+
+def scaled(tensor: Tensor, std: float, distribution: str, generator: torch.Generator | None) -> Tensor:
+    """A distribution of mean 0 and this standard deviation."""
+    if distribution == "uniform":
+        bound = math.sqrt(3.0) * std
+        return uniform(tensor, -bound, bound, generator)
+    if distribution == "normal":
+        return normal(tensor, 0.0, std, generator)
+    if distribution == "truncated_normal":
+        std /= _TRUNCATED_STD
+        return fill(tensor, TruncatedNormal(0.0, std, -2.0 * std, 2.0 * std), generator)
+    raise ValueError(
+        f"Distribution {distribution} not supported, please use one of ['truncated_normal', 'normal', 'uniform']"
+    )
 
 
 def fill_constant(tensor: Tensor, value: float) -> Tensor:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -44,13 +44,16 @@ from torch.nn.parameter import Parameter
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torch_fastinit import eager
-from torch_fastinit.initializers import Dirac, Eye, Normal, Sparse, TruncatedNormal, Uniform
+from torch_fastinit.fans import Axes, fan_of
+from torch_fastinit.initializers import Dirac, Eye, Sparse, TruncatedNormal
 from torch_fastinit.ops import RANDOM_DTYPES
+from torch_fastinit.orthogonal import delta_orthogonal_ as _delta_orthogonal_
 from torch_fastinit.orthogonal import orthogonal_ as _orthogonal_
 
 __all__ = [
     "calculate_gain",
     "constant_",
+    "delta_orthogonal_",
     "dirac_",
     "eye_",
     "kaiming_normal_",
@@ -69,85 +72,22 @@ __all__ = [
     "zeros_",
 ]
 
-#: Standard deviation of N(0, 1) conditioned on [-2, 2]: sqrt(1 - 4 phi(2) / erf(sqrt(2))), phi the normal density.
-_TRUNCATED_STD = 0.87962566103423978
-
-#: The largest finite value of a component, for every dtype that a random fill writes.
-_LARGEST = {dtype: torch.finfo(dtype).max for dtype in RANDOM_DTYPES} | {
-    dtype: torch.finfo(dtype.to_real()).max for dtype in (torch.complex32, torch.complex64, torch.complex128)
-}
-
-
-# ---- What every function needs --------------------------------------------------------------------------------------
-
-
-def _number(value: Any, name: str) -> float:
-    """`value` as torch converts an argument of type float."""
-    if isinstance(value, (str, bytes, bytearray, complex)) or (
-        isinstance(value, Tensor) and (value.dim() != 0 or value.requires_grad)
-    ):
-        raise TypeError(f"{name} must be a float, not {type(value).__name__}")
-    return float(value)
-
-
-def _uniform(tensor: Tensor, a: Any, b: Any, generator: torch.Generator | None) -> Tensor:
-    """U(a, b), checked as `Tensor.uniform_` checks it."""
-    a = a if type(a) is float else _number(a, "a")
-    b = b if type(b) is float else _number(b, "b")
-    largest = _LARGEST.get(tensor.dtype, math.inf)
-    if not (-largest <= a <= b <= largest and b - a <= largest) and not tensor.is_meta:
-        if not -largest <= a <= largest:
-            raise RuntimeError(f"uniform_: a is out of bounds for {tensor.dtype}, but found a={a}")
-        if not -largest <= b <= largest:
-            raise RuntimeError(f"uniform_: b is out of bounds for {tensor.dtype}, but found b={b}")
-        if a > b:
-            raise RuntimeError(f"uniform_ expects to return a [a, b) range, but found a={a} > b={b}")
-        raise RuntimeError(f"uniform_ expects b - a <= {largest}, the largest {tensor.dtype}, but found a={a}, b={b}")
-    return eager.fill(tensor, Uniform(a, b), generator)
-
-
-def _normal(tensor: Tensor, mean: Any, std: Any, generator: torch.Generator | None) -> Tensor:
-    """N(mean, std^2), checked as `Tensor.normal_` checks it."""
-    mean = mean if type(mean) is float else _number(mean, "mean")
-    std = std if type(std) is float else _number(std, "std")
-    if not std >= 0.0:
-        raise RuntimeError(f"normal expects std >= 0.0, but found std={std}")
-    return eager.fill(tensor, Normal(mean, std), generator)
-
-
-def _fan(tensor: Tensor, mode: str, modes: Sequence[str] = ("fan_in", "fan_out", "fan_avg")) -> float:
-    if mode not in modes:
-        raise ValueError(f"Mode {mode} not supported, please use one of {list(modes)}")
-    if tensor.dim() < 2:
-        raise ValueError("Fan in and fan out can not be computed for tensor with fewer than 2 dimensions")
-    outputs, inputs, *kernel = tensor.shape
-    fan = inputs if mode == "fan_in" else outputs if mode == "fan_out" else (inputs + outputs) / 2
-    return fan * math.prod(kernel) if kernel else fan
+# ---- What several functions need ------------------------------------------------------------------------------------
 
 
 def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: Any) -> float:
-    fan = _fan(tensor, mode.lower(), ("fan_in", "fan_out"))
+    fan = fan_of(tensor.shape, mode.lower(), ("fan_in", "fan_out"))
     return calculate_gain(nonlinearity, a) / math.sqrt(fan)
 
 
-def _scaled(tensor: Tensor, std: float, distribution: str, generator: torch.Generator | None) -> Tensor:
-    """A distribution of mean 0 and this standard deviation."""
-    if distribution == "uniform":
-        bound = math.sqrt(3.0) * std
-        return _uniform(tensor, -bound, bound, generator)
-    if distribution == "normal":
-        return _normal(tensor, 0.0, std, generator)
-    if distribution == "truncated_normal":
-        std /= _TRUNCATED_STD
-        return eager.fill(tensor, TruncatedNormal(0.0, std, -2.0 * std, 2.0 * std), generator)
-    raise ValueError(
-        f"Distribution {distribution} not supported, please use one of ['truncated_normal', 'normal', 'uniform']"
-    )
-
-
-def _part_of_variance(tensor: Tensor, variance: float, distribution: str) -> float:
-    """The variance to ask for where E|w|^2 is `variance`: half, for each part of a complex tensor, as a normal has."""
-    return variance / 2.0 if distribution != "normal" and tensor.is_complex() else variance
+def _variance_scaled(
+    tensor: Tensor, scale: float, mode: str, distribution: str, generator: torch.Generator | None, **layout: Any
+) -> Tensor:
+    """A distribution of mean 0 with E|w|^2 = scale / fan."""
+    variance = scale / fan_of(tensor.shape, mode, **layout)
+    if distribution != "normal" and tensor.is_complex():  # of each part; a normal halves its own
+        variance /= 2.0
+    return eager.scaled(tensor, math.sqrt(variance), distribution, generator)
 
 
 def _has_no_elements(tensor: Tensor) -> bool:
@@ -185,7 +125,7 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: torch.Ge
     """
     if has_torch_function_variadic(tensor):
         return handle_torch_function(uniform_, (tensor,), tensor=tensor, a=a, b=b, generator=generator)
-    return _uniform(tensor, a, b, generator)
+    return eager.uniform(tensor, a, b, generator)
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -216,7 +156,7 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: torc
     """
     if has_torch_function_variadic(tensor):
         return handle_torch_function(normal_, (tensor,), tensor=tensor, mean=mean, std=std, generator=generator)
-    return _normal(tensor, mean, std, generator)
+    return eager.normal(tensor, mean, std, generator)
 
 
 def trunc_normal_(
@@ -259,7 +199,7 @@ def trunc_normal_(
         return tensor
     if tensor.is_complex():
         raise NotImplementedError(f"trunc_normal_ is not implemented for {tensor.dtype}: [a, b] is of real numbers")
-    mean, std, a, b = _number(mean, "mean"), _number(std, "std"), _number(a, "a"), _number(b, "b")
+    mean, std, a, b = eager.number(mean, "mean"), eager.number(std, "std"), eager.number(a, "a"), eager.number(b, "b")
     if mean < a - 2 * std or mean > b + 2 * std:
         warnings.warn(
             "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. "
@@ -272,7 +212,7 @@ def trunc_normal_(
         raise RuntimeError(f"trunc_normal_ expects a finite mean and std > 0.0, but found mean={mean}, std={std}")
     if not a <= b:
         raise RuntimeError(f"trunc_normal_ expects to return a [a, b] range, but found a={a}, b={b}")
-    largest = _LARGEST.get(tensor.dtype, math.inf)
+    largest = eager.LARGEST.get(tensor.dtype, math.inf)
     if a > largest or b < -largest:
         raise RuntimeError(f"trunc_normal_: [a, b] is out of bounds for {tensor.dtype}, but found a={a}, b={b}")
     return eager.fill(tensor, TruncatedNormal(mean, std, a, b), generator)
@@ -408,7 +348,7 @@ def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: torch.Generato
         >>> bool(w.abs().max() <= 5 / 3)
         True
     """
-    return _scaled(tensor, gain * math.sqrt(1.0 / _fan(tensor, "fan_avg")), "uniform", generator)
+    return eager.scaled(tensor, gain * math.sqrt(1.0 / fan_of(tensor.shape, "fan_avg")), "uniform", generator)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -425,7 +365,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator
         >>> 0.06 < w.std() < 0.08
         tensor(True)
     """
-    return _scaled(tensor, gain * math.sqrt(1.0 / _fan(tensor, "fan_avg")), "normal", generator)
+    return eager.scaled(tensor, gain * math.sqrt(1.0 / fan_of(tensor.shape, "fan_avg")), "normal", generator)
 
 
 def kaiming_uniform_(
@@ -471,7 +411,7 @@ def kaiming_uniform_(
         )
     if _has_no_elements(tensor):
         return tensor
-    return _scaled(tensor, _kaiming_std(tensor, a, mode, nonlinearity), "uniform", generator)
+    return eager.scaled(tensor, _kaiming_std(tensor, a, mode, nonlinearity), "uniform", generator)
 
 
 def kaiming_normal_(
@@ -495,33 +435,45 @@ def kaiming_normal_(
     """
     if _has_no_elements(tensor):
         return tensor
-    return _scaled(tensor, _kaiming_std(tensor, a, mode, nonlinearity), "normal", generator)
+    return eager.scaled(tensor, _kaiming_std(tensor, a, mode, nonlinearity), "normal", generator)
 
 
 def variance_scaling_(
     tensor: Tensor,
     scale: float = 1.0,
-    mode: Literal["fan_in", "fan_out", "fan_avg"] = "fan_in",
+    mode: Literal["fan_in", "fan_out", "fan_avg", "fan_geo_avg"] = "fan_in",
     distribution: Literal["truncated_normal", "normal", "uniform"] = "truncated_normal",
     generator: torch.Generator | None = None,
+    *,
+    in_axis: Axes = 1,
+    out_axis: Axes = 0,
+    batch_axis: Axes = (),
+    groups: int = 1,
 ) -> Tensor:
     r"""Fill `tensor` with a distribution of mean 0 and variance `scale / fan`, as JAX's and Keras's initialiser.
 
     `"truncated_normal"` is cut at two deviations and widened so that the variance after the cut is as asked;
     `"normal"` is not cut; `"uniform"` is on $[-\sqrt{3 v}, \sqrt{3 v})$ for the variance v. The parts of a complex
-    tensor are independent, each with half the variance: $E|w|^2$ is `scale / fan` too. The fans are torch's (see
-    above): a weight is laid out (outputs, inputs, kernel).
+    tensor are independent, each with half the variance: $E|w|^2$ is `scale / fan` too.
+
+    The fans are torch's (see above) of a weight laid out (outputs, inputs, kernel); others tell their axes. A
+    transposed one, as GPT-2's `Conv1D` has: `in_axis=0, out_axis=1`; stacked experts (expert, outputs, inputs):
+    `in_axis=2, out_axis=1, batch_axis=0`. A grouped convolution has torch's `fan_in` as it is; `groups` divides
+    `fan_out`, which torch lets count outputs that an input does not reach.
 
     Args:
         tensor: 2 dimensions or more; a floating-point or complex dtype.
         scale: the variance times the fan; positive.
-        mode: which fan: `"fan_in"`, `"fan_out"`, or `"fan_avg"`, their mean.
+        mode: which fan: `"fan_in"`, `"fan_out"`, `"fan_avg"`, their mean, or `"fan_geo_avg"`, their geometric mean.
         distribution: `"truncated_normal"`, `"normal"` or `"uniform"`.
         generator: where the seed is drawn from (default: torch's default CPU generator).
+        in_axis, out_axis: the axis of the inputs and of the outputs, or several.
+        batch_axis: axes over which there are weights of their own. All others are the kernel's.
+        groups: of a grouped convolution; a divisor of the number of outputs.
 
     Raises:
-        ValueError: `tensor` has fewer than 2 dimensions; `scale` is not positive; unknown `mode` or
-            `distribution`.
+        ValueError: `tensor` has fewer than 2 dimensions; `scale` is not positive; unknown `mode` or `distribution`; an
+            axis that `tensor` has not, or that is named twice; `groups` does not divide the outputs.
 
     Warns:
         UserWarning: `tensor` has no elements; nothing is done.
@@ -536,16 +488,27 @@ def variance_scaling_(
         >>> w = init.variance_scaling_(torch.empty(300, 200), 2.0, "fan_avg", "normal")
         >>> 0.08 < w.std() < 0.1
         tensor(True)
+        >>> experts = init.variance_scaling_(torch.empty(8, 64, 32), in_axis=2, out_axis=1, batch_axis=0)
+        >>> bool(experts.abs().max() <= 2 / 0.8796 / 32**0.5)
+        True
     """
     if _has_no_elements(tensor):
         return tensor
     if not scale > 0.0:
         raise ValueError(f"scale must be positive, but found {scale}")
-    variance = _part_of_variance(tensor, scale / _fan(tensor, mode), distribution)
-    return _scaled(tensor, math.sqrt(variance), distribution, generator)
+    layout = {"in_axis": in_axis, "out_axis": out_axis, "batch_axis": batch_axis, "groups": groups}
+    return _variance_scaled(tensor, scale, mode, distribution, generator, **layout)
 
 
-def lecun_normal_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def lecun_normal_(
+    tensor: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    in_axis: Axes = 1,
+    out_axis: Axes = 0,
+    batch_axis: Axes = (),
+    groups: int = 1,
+) -> Tensor:
     r"""Fill `tensor` with a truncated normal distribution of variance $1 / \text{fan\_in}$.
 
     It is `variance_scaling_(tensor, 1.0, "fan_in", "truncated_normal")`, as in JAX and Keras: cut at two deviations.
@@ -564,11 +527,19 @@ def lecun_normal_(tensor: Tensor, generator: torch.Generator | None = None) -> T
     """
     if _has_no_elements(tensor):
         return tensor
-    variance = _part_of_variance(tensor, 1.0 / _fan(tensor, "fan_in"), "truncated_normal")
-    return _scaled(tensor, math.sqrt(variance), "truncated_normal", generator)
+    layout = {"in_axis": in_axis, "out_axis": out_axis, "batch_axis": batch_axis, "groups": groups}
+    return _variance_scaled(tensor, 1.0, "fan_in", "truncated_normal", generator, **layout)
 
 
-def lecun_uniform_(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def lecun_uniform_(
+    tensor: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    in_axis: Axes = 1,
+    out_axis: Axes = 0,
+    batch_axis: Axes = (),
+    groups: int = 1,
+) -> Tensor:
     r"""Fill `tensor` with $\mathcal{U}(-a, a)$, $a = \sqrt{3 / \text{fan\_in}}$.
 
     It is `variance_scaling_(tensor, 1.0, "fan_in", "uniform")`. Arguments, errors and warning as for
@@ -583,8 +554,8 @@ def lecun_uniform_(tensor: Tensor, generator: torch.Generator | None = None) -> 
     """
     if _has_no_elements(tensor):
         return tensor
-    variance = _part_of_variance(tensor, 1.0 / _fan(tensor, "fan_in"), "uniform")
-    return _scaled(tensor, math.sqrt(variance), "uniform", generator)
+    layout = {"in_axis": in_axis, "out_axis": out_axis, "batch_axis": batch_axis, "groups": groups}
+    return _variance_scaled(tensor, 1.0, "fan_in", "uniform", generator, **layout)
 
 
 # ---- Structured -----------------------------------------------------------------------------------------------------
@@ -595,7 +566,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | No
 
     The trailing dimensions are flattened into the columns. With more columns than rows the rows are orthonormal,
     otherwise the columns. A dtype of less than 32 bits is computed in float32 and rounded once. The values depend on
-    torch's QR factorisation and so, unlike those of the other functions, differ in the last bits between machines.
+    torch's matrix products and so, unlike those of the other functions, differ in the last bits between machines.
 
     Args:
         tensor: 2 dimensions or more; a floating-point or complex dtype.
@@ -608,7 +579,8 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | No
     Reference:
         Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural
         networks" (2013), https://arxiv.org/abs/1312.6120; Mezzadri, "How to generate random matrices from the classical
-        compact groups" (2006), https://arxiv.org/abs/math-ph/0609050
+        compact groups" (2006), https://arxiv.org/abs/math-ph/0609050; Stewart, "The efficient generation of random
+        orthogonal matrices" (1980), https://doi.org/10.1137/0717034
 
     Example:
         >>> import torch
@@ -620,6 +592,37 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | No
     if type(tensor) is not Parameter and not is_dynamo_compiling() and tensor.grad_fn is not None:
         eager.warn_if_computed(tensor)
     return eager.write_whole(_orthogonal_, tensor, gain, generator)
+
+
+def delta_orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | None = None) -> Tensor:
+    r"""Fill a convolution's weight with zeros, and `gain` times orthonormal columns at the middle of its kernel.
+
+    A convolution with it keeps the norm of its input. The middle is `(k - 1) // 2` of a kernel dimension of size k, as
+    in JAX (`dirac_`'s is `k // 2`).
+
+    Args:
+        tensor: 3, 4 or 5 dimensions (outputs, inputs, kernel), at least as many outputs as inputs; a floating-point or
+            complex dtype.
+        gain: a factor on the result.
+        generator: where the seed is drawn from (default: torch's default CPU generator).
+
+    Raises:
+        ValueError: `tensor` has another number of dimensions, or fewer outputs than inputs.
+
+    Reference:
+        Xiao, Bahri, Sohl-Dickstein, Schoenholz and Pennington, "Dynamical isometry and a mean field theory of CNNs"
+        (2018), https://arxiv.org/abs/1806.05393
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import init
+        >>> w = init.delta_orthogonal_(torch.empty(5, 3, 3, 3))
+        >>> torch.allclose(w[:, :, 1, 1].T @ w[:, :, 1, 1], torch.eye(3), atol=1e-6), int(w.count_nonzero())
+        (True, 15)
+    """
+    if type(tensor) is not Parameter and not is_dynamo_compiling() and tensor.grad_fn is not None:
+        eager.warn_if_computed(tensor)
+    return eager.write_whole(_delta_orthogonal_, tensor, gain, generator)
 
 
 def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch.Generator | None = None) -> Tensor:
@@ -653,7 +656,7 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch
         raise ValueError("Only tensors with 2 dimensions are supported")
     if tensor.is_meta:
         return tensor
-    sparsity, std = _number(sparsity, "sparsity"), _number(std, "std")
+    sparsity, std = eager.number(sparsity, "sparsity"), eager.number(std, "std")
     if math.ceil(sparsity * tensor.size(0)) < 0:  # ceil raises for what is no number
         raise ValueError(f"sparsity must be 0 or more, but found {sparsity}")
     if not std >= 0.0:
@@ -669,7 +672,7 @@ def _complex_sparse(tensor: Tensor, sparsity: float, std: float, generator: torc
     with torch.no_grad():
         real, imag = tensor.real, tensor.imag
         sparse_(real, sparsity, part, generator)
-        _normal(imag, 0.0, part, generator)
+        eager.normal(imag, 0.0, part, generator)
         imag.masked_fill_(real == 0, 0.0)
     return tensor
 

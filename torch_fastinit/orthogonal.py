@@ -44,6 +44,25 @@ def orthogonal_(tensor: torch.Tensor, gain: float = 1, generator: torch.Generato
         return write_orthogonal(tensor, gain, haar(normals))
 
 
+def delta_orthogonal_(tensor: torch.Tensor, gain: float = 1, generator: torch.Generator | None = None) -> torch.Tensor:
+    """What `torch_fastinit.init.delta_orthogonal_` does: recorded as these two writes."""
+    if tensor.ndimension() not in (3, 4, 5):
+        raise ValueError("Only tensors with 3, 4, or 5 dimensions are supported")
+    if tensor.size(0) < tensor.size(1):
+        outputs, inputs = tensor.shape[:2]
+        raise ValueError(f"delta_orthogonal_ needs as many outputs as inputs or more, but found {outputs} and {inputs}")
+    if tensor.dtype not in COMPUTED_IN:
+        raise NotImplementedError(f"delta_orthogonal_ is not implemented for {tensor.dtype}")
+    with torch.no_grad():
+        tensor.zero_()
+        if tensor.numel() > 0:
+            middle = tensor
+            for size in tensor.shape[2:]:
+                middle = middle.select(2, (size - 1) // 2)
+            orthogonal_(middle, gain, generator)
+    return tensor
+
+
 def shape_of_normals(tensor: torch.Tensor) -> tuple[int, int]:
     """The shape of the draw: the shorter and the longer side of the matrix, whose columns are all but one dimension."""
     rows = tensor.size(0)

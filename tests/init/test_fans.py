@@ -1,0 +1,116 @@
+"""The fans of weights that are not laid out (outputs, inputs, kernel), and what fills by them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torch_fastinit as fastinit
+from torch_fastinit import init
+
+#: Shape, layout, fan_in, fan_out.
+LAYOUTS: dict[str, tuple[tuple[int, ...], dict[str, Any], float, float]] = {
+    "torch's": ((6, 4, 3, 3), {}, 36, 54),
+    "GPT-2's Conv1D": ((4, 6), {"in_axis": 0, "out_axis": 1}, 4, 6),
+    "Flax's convolution": ((3, 3, 4, 6), {"in_axis": -2, "out_axis": -1}, 36, 54),
+    "experts (E, out, in)": ((5, 6, 4), {"in_axis": 2, "out_axis": 1, "batch_axis": 0}, 4, 6),
+    "experts (E, in, out)": ((5, 4, 6), {"in_axis": 1, "out_axis": 2, "batch_axis": (0,)}, 4, 6),
+    "several axes": ((2, 3, 4, 5), {"in_axis": (0, 1), "out_axis": (2, 3)}, 6, 20),
+    "depthwise": ((6, 1, 3, 3), {"groups": 6}, 9, 9),
+    "grouped": ((6, 2, 3, 3), {"groups": 3}, 18, 18),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_fans(name: str) -> None:
+    shape, layout, fan_in, fan_out = LAYOUTS[name]
+    fans = {"fan_in": fan_in, "fan_out": fan_out}
+    fans |= {"fan_avg": (fan_in + fan_out) / 2, "fan_geo_avg": math.sqrt(fan_in * fan_out)}
+    for mode, fan in fans.items():
+        torch.manual_seed(0)
+        w = init.variance_scaling_(torch.empty(shape), 2.0, mode, "uniform", **layout)
+        bound = math.sqrt(6 / fan)
+        torch.manual_seed(0)
+        assert torch.equal(w, init.uniform_(torch.empty(shape), -bound, bound)), mode
+    for function, distribution in ((init.lecun_uniform_, "uniform"), (init.lecun_normal_, "truncated_normal")):
+        torch.manual_seed(0)
+        w = function(torch.empty(shape), **layout)
+        torch.manual_seed(0)
+        std = math.sqrt(1 / fan_in)
+        if distribution == "uniform":
+            expected = init.uniform_(torch.empty(shape), -math.sqrt(3) * std, math.sqrt(3) * std)
+        else:
+            std /= 0.87962566103423978
+            expected = init.trunc_normal_(torch.empty(shape), 0.0, std, -2 * std, 2 * std)
+        assert torch.allclose(w, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"in_axis": 3}, "in_axis is 3, but the tensor has 3 dimensions"),
+        ({"batch_axis": (0, -4)}, r"batch_axis is \(0, -4\), but the tensor has 3"),
+        ({"in_axis": 0}, "no axis twice, but found 0, 0 and"),
+        ({"batch_axis": -2}, "no axis twice, but found 1, 0 and -2"),
+        ({"groups": 4}, "groups must divide the number of outputs, 6, but found 4"),
+        ({"groups": 0}, "groups must divide"),
+        ({"mode": "fan_max"}, "Mode fan_max not supported"),
+    ],
+)
+def test_refused(layout: dict[str, Any], message: str) -> None:
+    w = torch.full((6, 4, 3), 7.0)
+    with pytest.raises(ValueError, match=message):
+        init.variance_scaling_(w, **layout)
+    assert bool((w == 7).all())
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4), (4, 4, 3, 3), (6, 2, 1, 2, 5)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64], ids=str)
+def test_delta_orthogonal(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    w = init.delta_orthogonal_(torch.full(shape, 7.0, dtype=dtype), gain=2.0)
+    middle = w[(slice(None), slice(None), *[(size - 1) // 2 for size in shape[2:]])]
+    q = middle.to(torch.complex128) / 2
+    assert (q.mH @ q - torch.eye(shape[1])).abs().max() < (0.02 if dtype is torch.bfloat16 else 1e-6)
+    assert w.count_nonzero() == middle.count_nonzero() == shape[0] * shape[1]
+
+
+def test_a_convolution_with_it_keeps_norms() -> None:
+    layer = nn.Conv2d(8, 16, 3, padding="same", bias=False)
+    init.delta_orthogonal_(layer.weight)
+    x = torch.randn(2, 8, 5, 7)
+    assert torch.allclose(layer(x).square().sum((1, 2, 3)), x.square().sum((1, 2, 3)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "error", "message"),
+    [
+        (torch.full((3, 3), 7.0), ValueError, "3, 4, or 5 dimensions"),
+        (torch.full((3, 4, 3), 7.0), ValueError, "as many outputs as inputs or more, but found 3 and 4"),
+        (torch.full((3, 3, 3), 7), NotImplementedError, "not implemented for torch.int64"),
+    ],
+)
+def test_delta_orthogonal_refuses(tensor: torch.Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        init.delta_orthogonal_(tensor)
+    assert bool((tensor == 7).all())
+
+
+def test_deferred() -> None:
+    """Inside a context and between it and `materialize`: the values are one draw of the parameter's name."""
+    weights = []
+    for inside in (True, False):
+        with fastinit.deferred():
+            layer = nn.Conv2d(100, 100, 3)
+            if inside:
+                init.delta_orthogonal_(layer.weight)
+        if not inside:
+            init.delta_orthogonal_(layer.weight)
+        weights.append(fastinit.materialize(layer, seed=0).weight.detach())
+    assert torch.equal(*weights)
+    middle = weights[0][:, :, 1, 1].double()
+    assert (middle.T @ middle - torch.eye(100)).abs().max() < 1.5e-6
+    assert weights[0].count_nonzero() == 10_000
