@@ -12,7 +12,7 @@ from torch_fastinit.forks import lock_before_forks
 from torch_fastinit.stream import stream_id
 
 if TYPE_CHECKING:
-    from torch_fastinit.materializer import materialize, pin_names, plan
+    from torch_fastinit.materializer import initialize, materialize, pin_names, plan
     from torch_fastinit.ops import Region
     from torch_fastinit.recording.context import deferred, is_deferred, skip_init
 
@@ -21,6 +21,7 @@ __all__ = [
     "backends",
     "deferred",
     "init",
+    "initialize",
     "is_deferred",
     "materialize",
     "pin_names",
@@ -38,6 +39,7 @@ _LATER = {
     "deferred": "recording.context",
     "is_deferred": "recording.context",
     "Region": "ops",
+    "initialize": "materializer",
     "materialize": "materializer",
     "pin_names": "materializer",
     "plan": "materializer",

@@ -12,13 +12,16 @@ import torch
 
 from torch_fastinit.execution.agreement import Agreement
 from torch_fastinit.execution.executor import Executor, unwritten_elements
-from torch_fastinit.execution.meta import Reset, listed
+from torch_fastinit.execution.inplace import initialize_in_place
+from torch_fastinit.execution.meta import listed
 from torch_fastinit.execution.parity import ParityExecutor
+from torch_fastinit.execution.rules import Preparation
 from torch_fastinit.execution.swap import put_in_place, refuse_held
 from torch_fastinit.ops import Region
 from torch_fastinit.planning.draws import assign_draws, pin, taken_before, taking
 from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten
 from torch_fastinit.planning.report import Plan, rows
+from torch_fastinit.planning.rules import RuleSet, match
 from torch_fastinit.planning.tensors import Target, is_plain_meta, targets_of
 from torch_fastinit.recording.active import outside, surroundings
 from torch_fastinit.recording.memory import poison, poisoned_with
@@ -36,6 +39,7 @@ def materialize(
     dtype: DtypeRule = None,
     seed: int | None = None,
     names: Callable[[str], str] | None = None,
+    init: RuleSet | None = None,
     replay: Literal["torch"] | None = None,
     verify: bool = False,
     reset: bool = False,
@@ -59,6 +63,11 @@ def materialize(
         seed: the key of the random stream, taken modulo 2**64. Default: drawn from torch's default generator, so
             `torch.manual_seed` governs. Of a sharded module, every rank draws, and all take what the mesh's first drew.
         names: a function from a tensor's name under `module` to its name in the random stream, for parts of a model.
+        init: rules, for parameters whose initial values are to be others than those recorded: a mapping from names,
+            patterns (`"*.bias"`; `*` crosses dots) and module classes to functions that fill a tensor in place
+            (`fastinit.init.zeros_`, a `functools.partial`, your own), numbers, or tensors. A class is for what its
+            instances own themselves, and may have a mapping by the parameters' own names. The first rule that matches
+            wins; what none matches, and what matches None, keeps what is recorded. See docs/rules.md.
         replay: `"torch"` runs the recorded operations with torch's own generator, in the order recorded: the result
             is bit-identical to eager construction under the same `torch.manual_seed`, and the generator ends in the
             same state. It takes the time of eager construction.
@@ -82,15 +91,16 @@ def materialize(
 
     Raises:
         TypeError: `module` is not a module, `seed` not an integer, `dtype` is or returns something that is no
-            dtype, or `names` something that is no string.
+            dtype, or `names` something that is no string; a key or a value of `init` is of a kind that means nothing.
         RuntimeError: a tensor is on the plain meta device and `reset` is False, or no method resets it, or two do so
             differently, or one needs arguments; nothing writes a parameter; torch holds a tensor as it is; the device
-            is not there; memory ran out (a `torch.OutOfMemoryError` stays one); a recorded operation failed. The
-            message names the tensors, and the module is as it was. So it is after an interrupt, or it is materialised,
-            whenever that came.
+            is not there; memory ran out (a `torch.OutOfMemoryError` stays one); a recorded operation or a rule failed.
+            The message names the tensors, and the module is as it was. So it is after an interrupt, or it is
+            materialised, whenever that came.
             A rank of a sharded module raises, too, if seeds or models differ, or if another rank has failed.
-        ValueError: `replay` is neither None nor `"torch"`, or `seed` or `shards` is given with it; `unwritten` is
-            neither None nor `"zeros"`; a sharded module has `check=False` and neither `seed` nor `replay`; `shards` has
+        ValueError: `replay` is neither None nor `"torch"`, or `seed`, `init` or `shards` is given with it; a key of
+            `init` matches no parameter, or none that is left to it, or real ones alone; `unwritten` is neither None nor
+            `"zeros"`; a sharded module has `check=False` and neither `seed` nor `replay`; `shards` has
             a name that no deferred tensor has, a region that its tensor is no part of, or one of a tensor whose parts
             cannot be told: a DTensor, or one that is replayed or written in parts.
 
@@ -113,6 +123,11 @@ def materialize(
         raise ValueError(
             'replay="torch" takes its random numbers from torch\'s generator: use torch.manual_seed(), not seed='
         )
+    if replay is not None and init is not None:
+        raise ValueError(
+            'replay="torch" gives the values of eager construction, which knows no rules: write to the parameters '
+            "inside fastinit.deferred() instead of passing init="
+        )
     if replay is not None and shards is not None:
         raise ValueError('replay="torch" gives the values of eager construction, which knows no shards')
     where = None if device is None else torch.device(device)
@@ -121,7 +136,7 @@ def materialize(
     back = _surroundings()
     try:
         gc.disable()  # what is made here is no garbage, and looking for some would take as long as all the rest
-        _all_or_nothing(module, where, dtype, seed, names, replay, verify, reset, unwritten, shards, check)
+        _all_or_nothing(module, where, dtype, seed, names, init, replay, verify, reset, unwritten, shards, check)
     finally:
         try:  # twice, so that an interrupt of the one leaves the other
             back()
@@ -135,6 +150,7 @@ def plan(
     *,
     device: torch.device | str | int | None = None,
     dtype: DtypeRule = None,
+    init: RuleSet | None = None,
     reset: bool = False,
     unwritten: Literal["zeros"] | None = None,
     shards: Shards = None,
@@ -143,15 +159,17 @@ def plan(
 
     Args:
         module: any module.
-        device, dtype, reset, unwritten, shards: as for `torch_fastinit.materialize`.
+        device, dtype, init, reset, unwritten, shards: as for `torch_fastinit.materialize`.
 
     Returns:
-        A `Plan`: one row a tensor, in root order (parameters, buffers, other attributes). It prints as a table.
+        A `Plan`: one row a tensor, in root order (parameters, buffers, other attributes). It prints as a table. With
+        `init=`, it has a column that names each tensor's rule, or says "recorded".
 
     Raises:
         TypeError: `module` is not a module, or `dtype` is not a dtype or a function that returns one.
-        ValueError: `unwritten` is neither None nor `"zeros"`; what `torch_fastinit.materialize` raises of `shards`.
-        RuntimeError: with `reset=True`, what `torch_fastinit.materialize` raises of it.
+        ValueError: `unwritten` is neither None nor `"zeros"`.
+        RuntimeError, TypeError, ValueError: what `torch_fastinit.materialize` raises of `init`, `reset=True` and
+            `shards`.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -167,24 +185,74 @@ def plan(
         raise TypeError(f"plan() takes a torch.nn.Module, not {type(module).__name__}")
     _check_unwritten(unwritten)
     where = None if device is None else torch.device(device)
-    targets = targets_of(module)
-    done = Reset(module, targets) if reset else None
+    back, prepared = _surroundings(), None
     try:
-        if done:
-            done.run(where)
-            targets = targets_of(module)
+        gc.disable()  # as in `materialize`
+        targets = targets_of(module)
+        prepared = Preparation(module, targets, reset, init) if reset or init is not None else None
+        if prepared:
+            targets = list(prepared.run(where))
         with outside():
             targets = [target for target in targets if target.role != "padding"]
             draws = assign_draws([target for target in targets if isinstance(target.tensor, Deferred)])
             _set_regions(targets, shards)
             plan = Planner(draws, zeros=unwritten == "zeros").plan(targets, where, dtype)
-            return Plan(tuple(rows(targets, plan, done.writers) if done else rows(targets, plan)))
+            if prepared:
+                rules = None if init is None else prepared.rules
+                return Plan(tuple(rows(targets, plan, prepared.writers, rules)))
+            return Plan(tuple(rows(targets, plan)))
     finally:
-        if done:
-            try:  # twice, so that an interrupt of the one leaves the other
-                done.settle()
+        try:  # each twice, so that an interrupt of the one leaves the other
+            if prepared:
+                try:
+                    prepared.settle()
+                finally:
+                    prepared.settle()
+        finally:
+            try:
+                back()
             finally:
-                done.settle()
+                back()
+
+
+def initialize(
+    module: torch.nn.Module, rules: RuleSet, *, seed: int | None = None, names: Callable[[str], str] | None = None
+) -> torch.nn.Module:
+    """Write new initial values to real parameters of `module`, in place.
+
+    They are those that `materialize(module, seed=seed, init=rules)` gives a deferred module. The parameters stay the
+    objects that they are, with `requires_grad` and hooks; what no rule matches is not touched. A rule that reads the
+    parameter itself, such as `lambda p: p.mul_(0.5)`, reads what it holds; so does one that reads others.
+
+    Args:
+        module: a module whose parameters, as far as rules match them, are real.
+        rules: as `init=` of `torch_fastinit.materialize`.
+        seed, names: as for `torch_fastinit.materialize`.
+
+    Returns:
+        `module`.
+
+    Raises:
+        TypeError: `module` is not a module, `seed` not an integer, or a key or value of `rules` is of a kind that means
+            nothing.
+        ValueError: a key of `rules` matches no parameter, or none that is left to it.
+        RuntimeError: a rule failed, or matches a parameter that is not real yet. The message names the parameter and
+            the rule, and nothing has been written.
+
+    Example:
+        >>> import torch, torch_fastinit as fastinit
+        >>> layer = torch.nn.Linear(8, 8)
+        >>> _ = fastinit.initialize(layer, {"weight": fastinit.init.orthogonal_, "bias": 0}, seed=0)
+        >>> layer.bias.abs().sum().item()
+        0.0
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"initialize() takes a torch.nn.Module, not {type(module).__name__}")
+    if seed is not None:
+        seed = to_signed(operator.index(seed))
+    targets = targets_of(module)
+    initialize_in_place(targets, match(rules, module, targets), seed, names)
+    return module
 
 
 def pin_names(module: torch.nn.Module, *, names: Callable[[str], str] | None = None) -> torch.nn.Module:
@@ -225,6 +293,7 @@ def _all_or_nothing(
     dtype: DtypeRule,
     seed: int | None,
     names: Callable[[str], str] | None,
+    init: RuleSet | None,
     replay: str | None,
     verify: bool,
     reset: bool,
@@ -234,22 +303,23 @@ def _all_or_nothing(
 ) -> None:
     targets = targets_of(module)
     agreement = Agreement(targets, seed, replay=replay is not None, check=check)
-    done = Reset(module, targets) if reset else None
     try:
-        if not done:
+        if not reset and init is None:
             _refuse_plain_meta(targets)
             _materialize(targets, where, dtype, agreement, names, replay, verify, unwritten, shards)
             return
+        prepared = Preparation(module, targets, reset, init)
         try:
-            done.run(where)
-            targets = targets_of(module)
-            _materialize(targets, where, dtype, agreement, names, replay, verify, unwritten, shards, [done.keep])
-            done.keep()
+            targets = list(prepared.run(where))
+            _refuse_plain_meta(targets)
+            _materialize(targets, where, dtype, agreement, names, replay, verify, unwritten, shards, prepared.keep)
+            for call in prepared.keep:
+                call()
         finally:
             try:  # twice, so that an interrupt of the one leaves the other
-                done.settle()
+                prepared.settle()
             finally:
-                done.settle()
+                prepared.settle()
     except BaseException as error:
         agreement.give_up(error)
         raise

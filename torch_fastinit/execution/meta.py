@@ -11,7 +11,7 @@ import inspect
 import math
 import re
 from bisect import bisect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 
 from torch_fastinit._torch import mesh_device, spec_of
 from torch_fastinit.execution.swap import exchange
-from torch_fastinit.planning.tensors import Target, is_plain_meta
+from torch_fastinit.planning.tensors import PADDING, Target, is_plain_meta
 from torch_fastinit.planning.written import contents, is_written
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.context import deferred
@@ -60,18 +60,25 @@ class Reset:
     """Plain meta tensors of `module` as deferred ones, and the module's own methods that wrote to them.
 
     False if the module has no plain meta tensors, and so nothing is to be done. Whatever `run` raises, and whatever
-    follows, `settle` is to be called in the end.
+    follows, `settle` is to be called in the end. Given `ruled`, no methods are run, and the tensors are those alone
+    whose parameters have these names: rules write them.
     """
 
-    def __init__(self, module: torch.nn.Module, targets: Sequence[Target]) -> None:
+    def __init__(
+        self, module: torch.nn.Module, targets: Sequence[Target], ruled: Collection[str] | None = None
+    ) -> None:
         self.calls: list[_Call] = []
         self._module = module
-        self._meta = [target for target in targets if is_plain_meta(target.tensor)]
+        self._methods = ruled is None
+        self._meta = [target for target in targets if is_plain_meta(target.tensor) and _is_chosen(target, ruled)]
         chosen = {id(target.tensor) for target in self._meta}
         self._others = [
             target
             for target in targets
-            if id(target.tensor) not in chosen and target.spec is None and _has_contents(target.tensor)
+            if self._methods
+            and id(target.tensor) not in chosen
+            and target.spec is None
+            and _has_contents(target.tensor)
         ]
         #: DTensors, and the deferred tensors of their logical shapes that the methods write to instead.
         held = [target.tensor if target.holder is None else target.holder for target in targets]
@@ -87,8 +94,8 @@ class Reset:
     def __bool__(self) -> bool:
         return bool(self._meta)
 
-    def run(self, device: torch.device | None) -> None:
-        """Make the plain meta tensors deferred ones, and let the methods write to them.
+    def run(self, device: torch.device | None, then: Callable[[], object] = lambda: None) -> None:
+        """Make the plain meta tensors deferred ones, and let the methods, and `then`, write to them.
 
         When a method needs arguments, a tensor is not reset, or is reset in two ways, that is an error.
         """
@@ -100,6 +107,7 @@ class Reset:
                     "sharded"
                 )
         self._record(device)
+        then()
         self._check()
 
     def settle(self) -> None:
@@ -126,10 +134,10 @@ class Reset:
                     message = f"{target.name!r} could not be replaced while it is reset: {error}"
                     raise failure(message, error) from error
             self._exchange(placed, placed)
-            self._logical = {id(held): _logical_stand_in(held, device) for held in self._sharded}
+            self._logical = {id(held): logical_stand_in(held, device) for held in self._sharded}
             _replace(self._module, self._logical)
             chosen = {id(self._logical.get(id(target.holder), target.tensor)) for target in self._meta}
-            for path, module in _children_first(self._module, chosen):
+            for path, module in _children_first(self._module, chosen) if self._methods else ():
                 # transformers' mark of what it need not initialise again: that is lost now.
                 module.__dict__.pop("_is_hf_initialized", None)
                 for name in _methods(module, path):
@@ -146,20 +154,17 @@ class Reset:
                             f"{target.name!r} is sharded, and one of the methods that reset the module puts another "
                             "tensor in its place: build the module inside fastinit.deferred() before it is sharded"
                         )
-                    _shard(target, logical)
+                    shard(target, logical)
         self._give_back(len(self._meta))
 
     def _check(self) -> None:
         """Raise if one of the plain meta tensors is not determined by what ran."""
-        values = [
-            (target, self._logical.get(id(target.holder), target.tensor)._value)  # type: ignore[attr-defined]
-            for target in self._meta
-            if target.role != "padding"
-        ]
+        values = [(target, _logical_value(target.tensor)) for target in self._meta if target.role != "padding"]
         lost = [target.name for target, value in values if not is_written(value)]
         if lost:
+            who = "no reset_parameters, init_weights or the like of the module" if self._methods else "no rule of init"
             raise RuntimeError(
-                f"{listed(lost)}: on the meta device, and no reset_parameters, init_weights or the like of the module "
+                f"{listed(lost)}: on the meta device, and {who} "
                 "writes all of it, so what the constructor made of it is lost; build the module inside "
                 "fastinit.deferred()"
             )
@@ -174,14 +179,9 @@ class Reset:
 
     def writers(self, tensor: torch.Tensor) -> str:
         """The methods that a tensor's values come from."""
-        tensor = self._written.get(id(tensor), tensor)
-        storage = tensor._value.storage if isinstance(tensor, Deferred) else None
-        return ", ".join(self.calls[i].name for i in sorted(self._live(storage))) if storage is not None else ""
-
-    @property
-    def _written(self) -> dict[int, Deferred]:
-        """By the `id` of a shard: the logical tensor that it was cut from."""
-        return {id(target.tensor): self._logical[id(target.holder)] for target in self._meta if target.spec is not None}
+        if not isinstance(tensor, Deferred):
+            return ""
+        return ", ".join(self.calls[i].name for i in sorted(self._live(_logical_value(tensor).storage)))
 
     def _give_back(self, left: int) -> None:
         """Take the stand-ins away, but for the first ones, from objects that have not become real meanwhile."""
@@ -216,6 +216,17 @@ class Reset:
                 if j > i and contents(storage, ends[i]) != contents(storage, ends[j]):
                     return self.calls[i], self.calls[j]
         return None
+
+
+def _is_chosen(target: Target, ruled: Collection[str] | None) -> bool:
+    """Whether the tensor is one of those to be written; the memory around a shard goes with it."""
+    return ruled is None or target.name in ruled or target.name.removesuffix(f".{PADDING}") in ruled
+
+
+def _logical_value(tensor: Any) -> Value:
+    """What is recorded of a deferred tensor; of a shard, of the logical tensor that it was cut from."""
+    value: Value = tensor._value
+    return value if value.storage.part_of is None else value.storage.part_of
 
 
 def _end(call: _Call) -> int:
@@ -266,7 +277,7 @@ def _all_memory(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty(0, dtype=tensor.dtype, device="meta").set_(storage, 0, (count,), (1,))
 
 
-def _logical_stand_in(held: torch.Tensor, device: torch.device | None) -> Deferred:
+def logical_stand_in(held: torch.Tensor, device: torch.device | None) -> Deferred:
     """A deferred tensor of a DTensor's logical shape, not written yet."""
     tape = active.tape
     assert tape is not None
@@ -281,7 +292,7 @@ def _logical_stand_in(held: torch.Tensor, device: torch.device | None) -> Deferr
     return new
 
 
-def _shard(target: Target, logical: Deferred) -> None:
+def shard(target: Target, logical: Deferred) -> None:
     """Record the cut of the logical tensor into the shard `target`, by its placements, and zeros around that."""
     local = target.tensor
     assert isinstance(local, Deferred)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -12,6 +12,7 @@ from torch_fastinit.initializers import Initializer, Program
 from torch_fastinit.planning.draws import dependencies, logical_value
 from torch_fastinit.planning.fold import short_name
 from torch_fastinit.planning.planner import Assignment, Filled, Kept, Replayed, Shared, Zeros
+from torch_fastinit.planning.rules import Rule
 from torch_fastinit.planning.tensors import Target
 
 
@@ -23,7 +24,8 @@ class Row:
     elsewhere), `"copied"` (loaded from a real tensor), `"zeros"` (nothing writes it), `"unwritten"` or `"refused"` (on
     the plain meta device: `materialize` raises unless it is called with `reset=True`). `by` names the methods that
     `reset=True` runs for it. Of a sharded tensor, `shape` is the logical one, `local_shape` and `nbytes` are this
-    rank's, and `placements` are torch's.
+    rank's, and `placements` are torch's. `rule` is the key of `init=` that the values come from, "recorded" where
+    they come from none, and empty for what is kept, or where there is no `init=`.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Row:
     by: str = ""
     local_shape: tuple[int, ...] | None = None
     placements: str = ""
+    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +63,16 @@ class Plan:
 
     def __str__(self) -> str:
         sharded = any(row.placements for row in self.rows)
-        lines = [("name", "shape", *(("local", "placements") if sharded else ()), "dtype", "what", "bytes", "how")]
+        ruled = any(row.rule for row in self.rows)
+        sharding, rule = ("local", "placements") if sharded else (), ("rule",) if ruled else ()
+        lines = [("name", "shape", *sharding, "dtype", "what", *rule, "bytes", "how")]
         for row in self.rows:
             name = row.name + (f" (= {', '.join(row.tied)})" if row.tied else "")
             how = row.how + (f": {row.why}" if row.why else "") + (f", by {row.by}" if row.by else "")
             local = "" if row.local_shape is None else _by(row.local_shape)
             columns = (local, row.placements) if sharded else ()
-            lines.append((name, _by(row.shape), *columns, short_name(row.dtype), row.what, f"{row.nbytes:,}", how))
+            dtype, rule = short_name(row.dtype), (row.rule,) if ruled else ()
+            lines.append((name, _by(row.shape), *columns, dtype, row.what, *rule, f"{row.nbytes:,}", how))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
@@ -80,8 +86,9 @@ def rows(
     targets: Sequence[Target],
     assignments: Sequence[Assignment],
     writers: Callable[[torch.Tensor], str] = lambda tensor: "",
+    rules: Mapping[str, Rule] | None = None,
 ) -> Iterator[Row]:
-    """One row for each assignment. `writers` names the methods that a tensor's values come from."""
+    """One row for each assignment. `writers` names the methods that a tensor's values come from, `rules` its rule."""
     for target, one in zip(targets, assignments, strict=True):
         kept = isinstance(one.source, Kept)
         random = not isinstance(one.source, (Kept, Shared)) and any(
@@ -101,7 +108,12 @@ def rows(
             by=writers(target.tensor),
             local_shape=tuple(one.view.shape) if one.shard else None,
             placements=one.shard.placements if one.shard else "",
+            rule="" if kept or rules is None else _key(rules.get(target.name)),
         )
+
+
+def _key(rule: Rule | None) -> str:
+    return "recorded" if rule is None or rule.value is None else rule.key
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -63,6 +63,9 @@ _BY_IDENTITY: tuple[Any, ...] = (object.__hash__, torch.Tensor.__hash__)
 _WITHOUT_SLOTS = frozenset({torch.Tensor, torch.nn.Parameter, Deferred})
 _OF_EVERY_DEFERRED = frozenset({"_value", "_is_param", "_was_meta"})
 
+#: What FSDP calls the memory around a shard.
+PADDING = "_sharded_param_data"
+
 #: Objects and the names of their paths.
 _Named = Iterator[tuple[str, Any]]
 #: Objects that were visited, by their `id`, which would be given to others if they died meanwhile.
@@ -251,7 +254,7 @@ def targets_of(module: torch.nn.Module) -> list[Target]:
         padded = parameter._sharded_param_data
         if known is not None and known.spec is not None and padded.is_meta:
             known.on_cpu = parameter.offload_to_cpu
-            targets.append(Target(f"{known.name}._sharded_param_data", padded, "padding"))
+            targets.append(Target(f"{known.name}.{PADDING}", padded, "padding"))
     waiting = [target.name for target in targets if isinstance(target.tensor, UninitializedTensorMixin)]
     if waiting:
         for target in targets:

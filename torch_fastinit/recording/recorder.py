@@ -114,7 +114,13 @@ def _overwrite(func: Any, args: Any, kwargs: Any) -> Any:
     return tensor
 
 
-_RANDOM = frozenset({aten.normal_.default, aten.uniform_.default})
+def _own_fill(func: Any, args: Any, kwargs: Any) -> None:
+    _overwrite(func, args, kwargs)
+
+
+#: `ops.py` defines it before anything is recorded.
+_FILL = torch.ops.fastinit.fill_.default
+_RANDOM = frozenset({aten.normal_.default, aten.uniform_.default, _FILL})
 
 _SPECIAL: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.detach.default: _same,
@@ -125,6 +131,7 @@ _SPECIAL: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.uniform_.default: _overwrite,
     aten.zero_.default: _overwrite,
     aten.fill_.Scalar: _overwrite,
+    _FILL: _own_fill,
     aten.set_.source_Tensor: set_tensor,
     aten.set_.source_Storage: set_storage,
     aten.set_.source_Storage_storage_offset: set_storage,
