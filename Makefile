@@ -5,6 +5,7 @@
 
 PYTHON  ?= python3
 AARCH64 ?= 1
+JOBS    ?= 2
 VENV    := .venv
 BIN     := $(VENV)/bin
 STAMPS  := $(VENV)/.stamps
@@ -18,7 +19,7 @@ CXX_FILES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.cuh csrc/*.h csrc/*/*.h \
 help:
 	@echo "make demo    build two real models, eagerly and with torch_fastinit; print a table and write demo.png"
 	@echo "make test    the whole test suite, doctests and the documentation's snippets; AARCH64=0 leaves out the"
-	@echo "             tests in an emulated aarch64, and the 118 MB that they fetch"
+	@echo "             tests in an emulated aarch64, and the 118 MB that they fetch; JOBS=4 takes four processes, not two"
 	@echo "make test-distributed"
 	@echo "             of these, the tests of sharded models, on ranks that are processes of this machine"
 	@echo "make zoo     every transformers architecture of at most 40 million parameters, against eager construction;"
@@ -33,7 +34,7 @@ demo: build
 	$(BIN)/python -m examples.demo $(ARGS)
 
 test: build $(if $(filter 0,$(AARCH64)),no-aarch64,$(STAMPS)/aarch64)
-	AARCH64=$(AARCH64) $(BIN)/python -m pytest $(ARGS)
+	AARCH64=$(AARCH64) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-distributed: build
 	$(BIN)/python -m pytest tests/distributed $(ARGS)

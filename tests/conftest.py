@@ -19,6 +19,24 @@ if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not N
         import triton.language  # noqa: F401
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that no process waits for another at the end."""
+    items.sort(key=lambda item: item.path.name != "test_benchmarks.py")
+
+
+#: The property by which a test asks for a text below the results: `record_property(SHOWN, text)`.
+SHOWN = "shown in the summary"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tables that tests have made, whichever process ran them."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, text in report.user_properties:
+            if name == SHOWN:
+                terminalreporter.section(report.nodeid.rpartition("::")[2])
+                terminalreporter.write_line(text)
+
+
 @pytest.fixture
 def poison() -> Iterator[None]:
     """Fresh memory is NaN, so that nothing can pass by luck."""

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -57,15 +58,14 @@ def test_targets_and_resources() -> None:
 
 @needs_cuda
 @needs_triton
-def test_instruction_budget(capsys: pytest.CaptureFixture[str]) -> None:
+def test_instruction_budget(record_property: Callable[[str, object], None]) -> None:
     # In a process of its own, which imports Triton to compile: this one may have it interpreted (conftest.py).
     command = [sys.executable, str(ROOT / "tools" / "sass.py"), "--target", "90", "--json", "-"]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     out = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     rows = [sass.Row(**row) for row in json.loads(out.stdout)]
-    with capsys.disabled():
-        print("\n" + sass.table(rows))
+    record_property("shown in the summary", sass.table(rows))
     counts = {(row.language, row.distribution): row.per_output for row in rows if row.outputs}
     budget = sass.BUDGET
     assert counts["CUDA C++", "uniform"] <= budget["uniform"]
