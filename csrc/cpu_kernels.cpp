@@ -186,6 +186,7 @@ class Writer {
         stream_(seed, stream, first_block),
         pending_(ways.make, constants, stream_, ways.size) {}
   void write(uint64_t index, int64_t count, unsigned char* to, int64_t stride, bool non_temporal = false) {
+    if (count < kTile || stride != 1) return pending_.add(index, count, to, stride);
     run_(constants_, stream_, pending_, index, count, to, stride, non_temporal);
   }
   void finish() { pending_.flush(); }
