@@ -12,6 +12,7 @@ from torch_fastinit.forks import lock_before_forks
 from torch_fastinit.stream import stream_id
 
 if TYPE_CHECKING:
+    from torch_fastinit import like as like
     from torch_fastinit.materializer import initialize, materialize, pin_names, plan
     from torch_fastinit.ops import Region
     from torch_fastinit.recording.context import deferred, is_deferred, skip_init
@@ -23,6 +24,7 @@ __all__ = [
     "init",
     "initialize",
     "is_deferred",
+    "like",
     "materialize",
     "pin_names",
     "plan",
@@ -34,10 +36,11 @@ __all__ = [
 __version__ = "0.1.0"
 
 #: Names that are imported when they are first asked for, and from where: a fill needs no recorder. None of these
-#: modules has the name of a function here, which importing it would replace.
+#: modules has the name of a function here, which importing it would replace; `like` is a module itself.
 _LATER = {
     "deferred": "recording.context",
     "is_deferred": "recording.context",
+    "like": "like",
     "Region": "ops",
     "initialize": "materializer",
     "materialize": "materializer",
@@ -51,7 +54,8 @@ def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with _importing:
-        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+        module = importlib.import_module(f"{__name__}.{_LATER[name]}")
+        value = globals()[name] = module if _LATER[name] == name else getattr(module, name)
     return value
 
 

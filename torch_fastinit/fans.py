@@ -1,51 +1,69 @@
-"""How many inputs an output of a weight has, and how many outputs an input."""
+"""Fans: how many inputs and outputs an element of a weight connects, from the weight's shape."""
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 Axes = int | Sequence[int]
+
 MODES = ("fan_in", "fan_out", "fan_avg", "fan_geo_avg")
 
 
-def fan_of(
-    shape: Sequence[int],
-    mode: str,
-    modes: Sequence[str] = MODES,
-    in_axis: Axes = 1,
-    out_axis: Axes = 0,
-    batch_axis: Axes = (),
-    groups: int = 1,
-) -> float:
-    """A fan of a weight: of the layout (outputs, inputs, kernel), or of one whose axes are told."""
+def fan(shape: Sequence[int], mode: str, modes: Sequence[str] = MODES) -> float:
+    """The fan of a weight laid out (outputs, inputs, kernel)."""
     if mode not in modes:
         raise ValueError(f"Mode {mode} not supported, please use one of {list(modes)}")
     if len(shape) < 2:
         raise ValueError("Fan in and fan out can not be computed for tensor with fewer than 2 dimensions")
-    inputs, outputs, batch = (
-        _from_the_front(len(shape), axes, name)
-        for axes, name in ((in_axis, "in_axis"), (out_axis, "out_axis"), (batch_axis, "batch_axis"))
+    outputs, inputs, *kernel = shape
+    size = math.prod(kernel)
+    return _one_of(mode, inputs * size, outputs * size)
+
+
+def fan_of_axes(shape: Sequence[int], mode: str, in_axis: Axes, out_axis: Axes, batch_axis: Axes, groups: int) -> float:
+    """The fan of a weight of any layout: axes that are neither inputs nor outputs nor batches are the kernel's.
+
+    Dimension 0 counts the channels of all groups, the other one those of each, as in torch's convolutions.
+    """
+    if groups == 1 and in_axis == 1 and out_axis == 0 and batch_axis == ():
+        return fan(shape, mode)
+    fan([1, 1], mode)  # checks it
+    inputs, outputs, batches = (
+        _axes(axis, shape, name)
+        for axis, name in ((in_axis, "in_axis"), (out_axis, "out_axis"), (batch_axis, "batch_axis"))
     )
-    named = [*inputs, *outputs, *batch]
-    if any(named.count(axis) > 1 for axis in named):
+    if batches & (inputs | outputs):
         raise ValueError(
-            "in_axis, out_axis and batch_axis must have no axis twice, but found "
-            f"{in_axis}, {out_axis} and {batch_axis}"
+            f"batch_axis={batch_axis} is also in in_axis={in_axis} or out_axis={out_axis}: a batch is of whole weights"
         )
-    ins, outs = math.prod([shape[axis] for axis in inputs]), math.prod([shape[axis] for axis in outputs])
-    if groups < 1 or outs % groups:
-        raise ValueError(f"groups must divide the number of outputs, {outs}, but found {groups}")
-    kernel = math.prod([size for axis, size in enumerate(shape) if axis not in named])
-    fan_in, fan_out = ins * kernel, outs // groups * kernel
+    groups = operator.index(groups)
+    if groups != 1 and (groups < 1 or 0 not in inputs ^ outputs or shape[0] % groups):
+        raise ValueError(
+            f"groups={groups} must divide dimension 0, of {shape[0]} channels, which must be in in_axis or in out_axis"
+        )
+    each = math.prod(shape) // _size(shape, batches)
+    fan_in, fan_out = each / _size(shape, outputs), each / _size(shape, inputs)
+    if 0 in inputs:
+        fan_in /= groups
+    else:
+        fan_out /= groups
+    return _one_of(mode, fan_in, fan_out)
+
+
+def _one_of(mode: str, fan_in: float, fan_out: float) -> float:
     if mode == "fan_geo_avg":
         return math.sqrt(fan_in * fan_out)
     return fan_in if mode == "fan_in" else fan_out if mode == "fan_out" else (fan_in + fan_out) / 2
 
 
-def _from_the_front(dims: int, axes: Axes, name: str) -> list[int]:
-    several = [axes] if isinstance(axes, int) else list(axes)
-    for axis in several:
-        if not -dims <= axis < dims:
-            raise ValueError(f"{name} is {axes}, but the tensor has {dims} dimensions")
-    return [axis % dims for axis in several]
+def _size(shape: Sequence[int], axes: set[int]) -> int:
+    return math.prod(shape[axis] for axis in axes)
+
+
+def _axes(axis: Axes, shape: Sequence[int], name: str) -> set[int]:
+    axes = list(axis) if isinstance(axis, Sequence) else [axis]
+    if not all(-len(shape) <= operator.index(one) < len(shape) for one in axes):
+        raise ValueError(f"{name}={axis} is out of range for a tensor of shape {tuple(shape)}")
+    return {one % len(shape) for one in axes}

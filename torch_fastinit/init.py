@@ -44,7 +44,7 @@ from torch.nn.parameter import Parameter
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torch_fastinit import eager
-from torch_fastinit.fans import Axes, fan_of
+from torch_fastinit.fans import Axes, fan, fan_of_axes
 from torch_fastinit.initializers import Dirac, Eye, Sparse, TruncatedNormal
 from torch_fastinit.ops import RANDOM_DTYPES
 from torch_fastinit.orthogonal import delta_orthogonal_ as _delta_orthogonal_
@@ -76,15 +76,15 @@ __all__ = [
 
 
 def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: Any) -> float:
-    fan = fan_of(tensor.shape, mode.lower(), ("fan_in", "fan_out"))
-    return calculate_gain(nonlinearity, a) / math.sqrt(fan)
+    modes = ("fan_in", "fan_out")
+    return calculate_gain(nonlinearity, a) / math.sqrt(fan(tensor.shape, mode.lower(), modes))
 
 
 def _variance_scaled(
     tensor: Tensor, scale: float, mode: str, distribution: str, generator: torch.Generator | None, **layout: Any
 ) -> Tensor:
     """A distribution of mean 0 with E|w|^2 = scale / fan."""
-    variance = scale / fan_of(tensor.shape, mode, **layout)
+    variance = scale / fan_of_axes(tensor.shape, mode, **layout)
     if distribution != "normal" and tensor.is_complex():  # of each part; a normal halves its own
         variance /= 2.0
     return eager.scaled(tensor, math.sqrt(variance), distribution, generator)
@@ -348,7 +348,7 @@ def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: torch.Generato
         >>> bool(w.abs().max() <= 5 / 3)
         True
     """
-    return eager.scaled(tensor, gain * math.sqrt(1.0 / fan_of(tensor.shape, "fan_avg")), "uniform", generator)
+    return eager.scaled(tensor, gain * math.sqrt(1.0 / fan(tensor.shape, "fan_avg")), "uniform", generator)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -365,7 +365,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator
         >>> 0.06 < w.std() < 0.08
         tensor(True)
     """
-    return eager.scaled(tensor, gain * math.sqrt(1.0 / fan_of(tensor.shape, "fan_avg")), "normal", generator)
+    return eager.scaled(tensor, gain * math.sqrt(1.0 / fan(tensor.shape, "fan_avg")), "normal", generator)
 
 
 def kaiming_uniform_(
@@ -469,11 +469,11 @@ def variance_scaling_(
         generator: where the seed is drawn from (default: torch's default CPU generator).
         in_axis, out_axis: the axis of the inputs and of the outputs, or several.
         batch_axis: axes over which there are weights of their own. All others are the kernel's.
-        groups: of a grouped convolution; a divisor of the number of outputs.
+        groups: of a grouped convolution, transposed or not; a divisor of dimension 0, which has the channels of all.
 
     Raises:
         ValueError: `tensor` has fewer than 2 dimensions; `scale` is not positive; unknown `mode` or `distribution`; an
-            axis that `tensor` has not, or that is named twice; `groups` does not divide the outputs.
+            axis that `tensor` has not; a batch axis that is also another; `groups` does not divide dimension 0.
 
     Warns:
         UserWarning: `tensor` has no elements; nothing is done.

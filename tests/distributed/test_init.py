@@ -58,6 +58,7 @@ CALLS: list[tuple[Callable[..., Tensor], tuple[Any, ...], list[tuple[int, ...]]]
     (init.lecun_normal_, (), MATRICES + KERNELS),
     (init.lecun_uniform_, (), MATRICES + KERNELS),
     (init.orthogonal_, (1.5,), MATRICES + KERNELS),
+    (init.delta_orthogonal_, (1.5,), [shape for shape in KERNELS if shape[0] >= shape[1]]),
     (init.sparse_, (0.3, 0.7), MATRICES),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]

@@ -67,7 +67,7 @@ def test_names_that_come_later_are_functions_whichever_is_first(first: str) -> N
         "    if module.name != 'triton_kernels': __import__('torch_fastinit.' + module.name)\n"
         "print(json.dumps({name: type(getattr(fastinit, name)).__name__ for name in fastinit.__all__}))"
     )
-    assert kinds == dict.fromkeys(kinds, "function") | {"init": "module", "Region": "type"}
+    assert kinds == dict.fromkeys(kinds, "function") | {"init": "module", "like": "module", "Region": "type"}
 
 
 def test_star_dir_and_unknown_names() -> None:

@@ -21,6 +21,7 @@ FLOORS = (
     ("execution",),
     ("eager", "dtensors"),
     ("init", "materializer"),
+    ("like",),
     ("__init__",),
 )
 FORBIDDEN = {

@@ -1,0 +1,243 @@
+"""Every row of docs/porting.md: `fastinit.like`, and the functions of `fastinit.init` that it stands beside.
+
+Bounds are exact. Mean, variance and kurtosis of 2**20 values are within five standard errors of the closed form, which
+normal estimates miss once in 1.7 million; seeds are fixed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+from torch import Tensor
+
+import torch_fastinit as fastinit
+from torch_fastinit import init, like
+
+TRUNCATED_STD = math.sqrt(stats.truncnorm(-2, 2).var())
+#: (outputs, inputs, kernel): 2**20 elements, fan_in 4096, fan_out 1024.
+SHAPE = (64, 256, 8, 8)
+FAN_IN, FAN_OUT = 256 * 64, 64 * 64
+FAN_AVG = (FAN_IN + FAN_OUT) / 2
+
+
+def uniform(low: float, high: float) -> tuple[Any, ...]:
+    return "uniform", low, high
+
+
+def normal(std: float, mean: float = 0.0) -> tuple[Any, ...]:
+    return "normal", mean, std
+
+
+def cut(std: float, mean: float = 0.0, lower: float = -2.0, upper: float = 2.0) -> tuple[Any, ...]:
+    """N(mean, std**2) cut at so many deviations."""
+    return "cut", mean, std, lower, upper
+
+
+def scaled(scale: float, fan: float, distribution: str) -> tuple[Any, ...]:
+    std = math.sqrt(scale / fan)
+    if distribution == "uniform":
+        return uniform(-math.sqrt(3) * std, math.sqrt(3) * std)
+    return normal(std) if distribution == "normal" else cut(std / TRUNCATED_STD)
+
+
+ROWS: list[tuple[Callable[[Tensor], object], tuple[Any, ...]]] = [
+    # plain distributions
+    (init.uniform_, uniform(0, 1)),
+    (init.normal_, normal(1)),
+    (init.trunc_normal_, cut(1)),
+    (partial(init.trunc_normal_, std=0.02, a=-0.04, b=0.04), cut(0.02)),  # timm's trunc_normal_tf_
+    (like.keras.RandomUniform(), uniform(-0.05, 0.05)),
+    (like.keras.RandomUniform(-1, maxval=3), uniform(-1, 3)),
+    (like.keras.RandomNormal(), normal(0.05)),
+    (like.keras.RandomNormal(1.0, 0.5), normal(0.5, 1.0)),
+    (like.keras.TruncatedNormal(), cut(0.05)),
+    (like.keras.TruncatedNormal(1.0, stddev=0.5), cut(0.5, 1.0)),
+    (like.jax.uniform(), uniform(0, 0.01)),
+    (like.jax.normal(), normal(0.01)),
+    (like.jax.normal(0.5), normal(0.5)),
+    (like.jax.truncated_normal(), cut(0.01)),
+    (like.jax.truncated_normal(0.1, lower=-1.0, upper=1.0), cut(0.1, 0.0, -1.0, 1.0)),
+    (like.mxnet.Uniform(), uniform(-0.07, 0.07)),
+    (like.mxnet.Normal(), normal(0.01)),
+    # variance scaling
+    (init.variance_scaling_, scaled(1, FAN_IN, "cut")),
+    (init.xavier_uniform_, scaled(1, FAN_AVG, "uniform")),
+    (init.xavier_normal_, scaled(1, FAN_AVG, "normal")),
+    (init.kaiming_uniform_, scaled(2, FAN_IN, "uniform")),
+    (init.kaiming_normal_, scaled(2, FAN_IN, "normal")),
+    (partial(init.kaiming_uniform_, a=math.sqrt(5)), uniform(-(FAN_IN**-0.5), FAN_IN**-0.5)),  # nn.Linear, Equinox
+    (init.lecun_uniform_, scaled(1, FAN_IN, "uniform")),
+    (init.lecun_normal_, scaled(1, FAN_IN, "cut")),
+    (partial(init.variance_scaling_, mode="fan_geo_avg"), scaled(1, math.sqrt(FAN_IN * FAN_OUT), "cut")),
+    (like.keras.VarianceScaling(), scaled(1, FAN_IN, "cut")),
+    (like.keras.VarianceScaling(2.0, "fan_out", "normal"), scaled(2, FAN_OUT, "cut")),
+    (like.keras.VarianceScaling(mode="fan_avg", distribution="untruncated_normal"), scaled(1, FAN_AVG, "normal")),
+    (like.keras.VarianceScaling(distribution="uniform"), scaled(1, FAN_IN, "uniform")),
+    (like.keras.GlorotUniform(), scaled(1, FAN_AVG, "uniform")),
+    (like.keras.GlorotNormal(), scaled(1, FAN_AVG, "cut")),
+    (like.keras.HeUniform(), scaled(2, FAN_IN, "uniform")),
+    (like.keras.HeNormal(), scaled(2, FAN_IN, "cut")),
+    (like.keras.LecunUniform(), scaled(1, FAN_IN, "uniform")),
+    (like.keras.LecunNormal(), scaled(1, FAN_IN, "cut")),
+    (like.jax.variance_scaling(0.5, "fan_avg", "truncated_normal"), scaled(0.5, FAN_AVG, "cut")),
+    (like.jax.variance_scaling(1.0, "fan_out", "normal"), scaled(1, FAN_OUT, "normal")),
+    (like.jax.variance_scaling(1.0, "fan_geo_avg", "uniform"), scaled(1, math.sqrt(FAN_IN * FAN_OUT), "uniform")),
+    (like.jax.variance_scaling(1.0, "fan_in", "normal", 0, 1, (2, 3)), scaled(1, 64, "normal")),
+    (like.jax.glorot_uniform(), scaled(1, FAN_AVG, "uniform")),
+    (like.jax.glorot_normal(), scaled(1, FAN_AVG, "cut")),
+    (like.jax.xavier_uniform(), scaled(1, FAN_AVG, "uniform")),
+    (like.jax.xavier_normal(), scaled(1, FAN_AVG, "cut")),
+    (like.jax.he_uniform(), scaled(2, FAN_IN, "uniform")),
+    (like.jax.he_normal(), scaled(2, FAN_IN, "cut")),
+    (like.jax.kaiming_uniform(), scaled(2, FAN_IN, "uniform")),
+    (like.jax.kaiming_normal(), scaled(2, FAN_IN, "cut")),
+    (like.jax.lecun_uniform(), scaled(1, FAN_IN, "uniform")),
+    (like.jax.lecun_normal(), scaled(1, FAN_IN, "cut")),
+    (like.mxnet.Xavier(), uniform(-math.sqrt(3 / FAN_AVG), math.sqrt(3 / FAN_AVG))),
+    (like.mxnet.Xavier("gaussian"), normal(math.sqrt(3 / FAN_AVG))),
+    (like.mxnet.Xavier("uniform", "in", 2.0), uniform(-math.sqrt(2 / FAN_IN), math.sqrt(2 / FAN_IN))),
+    (like.mxnet.Xavier("gaussian", "out", 2.0), normal(math.sqrt(2 / FAN_OUT))),
+    (like.mxnet.MSRAPrelu(), normal(math.sqrt(2 / (1 + 0.25**2) / FAN_AVG))),
+    (like.mxnet.MSRAPrelu("in", slope=0.0), normal(math.sqrt(2 / FAN_IN))),
+]
+
+
+def moments(kind: str, *numbers: float) -> tuple[float, float, list[float]]:
+    """Mean, standard deviation, and the 4th, 6th and 8th standardised moments, of a law that is symmetric."""
+    if kind == "uniform":
+        low, high = numbers
+        return (low + high) / 2, (high - low) / math.sqrt(12), [3 ** (k / 2) / (k + 1) for k in (4, 6, 8)]
+    if kind == "normal":
+        return numbers[0], numbers[1], [3.0, 15.0, 105.0]
+    mean, std, lower, upper = numbers
+    assert lower == -upper
+    weight = integrate.quad(stats.norm.pdf, lower, upper)[0]
+    of = [integrate.quad(lambda z, k=k: z**k * stats.norm.pdf(z), lower, upper)[0] / weight for k in (2, 4, 6, 8)]
+    return mean, std * math.sqrt(of[0]), [of[i] / of[0] ** (i + 1) for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("fill", "law"), ROWS, ids=[f"{i}-{row[0]!r}"[:60] for i, row in enumerate(ROWS)])
+def test_a_row_has_its_closed_form(fill: Callable[[Tensor], object], law: tuple[Any, ...]) -> None:
+    torch.manual_seed(15)
+    tensor = torch.empty(SHAPE)
+    assert fill(tensor) is tensor
+    values = tensor.numpy().astype(np.float64).ravel()
+    if law[0] != "normal":
+        low, high = law[1:] if law[0] == "uniform" else (law[1] + law[3] * law[2], law[1] + law[4] * law[2])
+        low32, high32 = np.float32(low), np.float32(high)
+        assert low32 <= values.min() and values.max() <= high32 and not (law[0] == "uniform" and high32 == values.max())
+        width = (high - low) * (1e-4 if law[0] == "uniform" else 1e-3)  # they are reached
+        assert values.min() < low + width and values.max() > high - width
+    mean, std, (m4, m6, m8) = moments(*law)
+    z = (values - mean) / std
+    n, square = len(z), z * z
+    assert abs(z.mean()) < 5 / math.sqrt(n)
+    assert abs(square.mean() - 1) < 5 * math.sqrt((m4 - 1) / n)
+    kurtosis_error = math.sqrt((m8 - m4**2 - 4 * m4 * (m6 - m4) + 4 * m4**2 * (m4 - 1)) / n)
+    assert abs((square * square).mean() / square.mean() ** 2 - m4) < 5 * kurtosis_error
+
+
+def test_the_closed_forms_are_those_of_the_table() -> None:
+    assert pytest.approx(0.87962566103423978, abs=1e-15) == TRUNCATED_STD
+    mean, std, (kurtosis, *_) = moments(*cut(0.02))
+    assert (mean, round(std, 5), round(kurtosis, 4)) == (0.0, 0.01759, 2.3655)
+    assert moments(*scaled(2, 8, "cut"))[1] == pytest.approx(0.5)
+
+
+# --- fixed and structured ---------------------------------------------------------------------------------------------
+
+
+def test_fixed_values() -> None:
+    for fill, value in [
+        (like.keras.Constant(), 0.0),
+        (like.keras.Constant(2.5), 2.5),
+        (like.keras.Zeros(), 0.0),
+        (like.keras.Ones(), 1.0),
+        (like.jax.constant(3), 3.0),
+        (like.jax.zeros, 0.0),
+        (like.jax.ones, 1.0),
+        (like.mxnet.Constant(0.5), 0.5),
+        (like.mxnet.Zero(), 0.0),
+        (like.mxnet.One(), 1.0),
+    ]:
+        assert fill(torch.full((3, 2), 7.0)).eq(value).all(), fill
+    assert like.mxnet.Constant([[1.0, 2.0]])(torch.empty(2, 2)).tolist() == [[1, 2], [1, 2]]
+    assert torch.equal(like.keras.Identity(3.0)(torch.empty(2, 3)), 3 * torch.eye(2, 3))
+    assert like.mxnet.LSTMBias()(torch.empty(8)).tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+    assert like.mxnet.LSTMBias(2.0)(torch.empty(8)).sum() == 4
+    with pytest.raises(ValueError, match="LSTMBias fills the bias of four gates"):
+        like.mxnet.LSTMBias()(torch.empty(3))
+
+
+@pytest.mark.parametrize("fill", [like.keras.Orthogonal(2.0), like.jax.orthogonal(2.0)])
+@pytest.mark.parametrize("shape", [(4, 10), (10, 4), (6, 2, 3)])
+def test_orthogonal(fill: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    q = fill(torch.empty(shape, dtype=torch.float64)).flatten(1) / 2
+    gram = q @ q.T if q.shape[0] <= q.shape[1] else q.T @ q
+    assert torch.allclose(gram, torch.eye(len(gram), dtype=torch.float64), atol=1e-13)
+
+
+# --- the namespaces ---------------------------------------------------------------------------------------------------
+
+NAMES = {
+    "keras": "Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity LecunNormal LecunUniform Ones Orthogonal "
+    "RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros",
+    "jax": "constant delta_orthogonal glorot_normal glorot_uniform he_normal he_uniform kaiming_normal kaiming_uniform "
+    "lecun_normal lecun_uniform normal ones orthogonal truncated_normal uniform variance_scaling xavier_normal "
+    "xavier_uniform zeros",
+    "mxnet": "Constant LSTMBias MSRAPrelu Normal One Uniform Xavier Zero",
+}
+
+
+def test_the_names() -> None:
+    for framework, names in NAMES.items():
+        space = getattr(fastinit.like, framework)
+        assert sorted(name for name in vars(space) if not name.startswith("_")) == names.split()
+        assert all(repr(getattr(space, name)).startswith(f"like.{framework}.{name}") for name in names.split())
+
+
+def test_reprs_signatures_and_wrong_arguments() -> None:
+    assert repr(like.keras.HeNormal()) == "like.keras.HeNormal()"
+    assert repr(like.keras.HeNormal(seed=3)) == "like.keras.HeNormal(seed=3)"
+    assert repr(like.jax.lecun_normal()) == "like.jax.lecun_normal(in_axis=1, out_axis=0, batch_axis=())"
+    assert (
+        repr(like.mxnet.Xavier("gaussian")) == "like.mxnet.Xavier(rnd_type='gaussian', factor_type='avg', magnitude=3)"
+    )
+    assert str(inspect.signature(like.keras.RandomNormal)) == "(mean=0.0, stddev=0.05, seed=None)"
+    with pytest.raises(TypeError, match=r"like.keras.HeNormal\(seed=None\): .*'scale'"):
+        like.keras.HeNormal(scale=2)
+    with pytest.raises(ValueError, match="Mode fan_geo_avg not supported"):
+        like.keras.VarianceScaling(mode="fan_geo_avg")
+    with pytest.raises(ValueError, match="'sum' and 'uniform'"):
+        like.mxnet.Xavier(factor_type="sum")
+    with pytest.raises(ValueError, match="Distribution untruncated_normal not supported"):
+        like.jax.variance_scaling(1.0, "fan_in", "untruncated_normal")(torch.empty(2, 2))
+
+
+def test_keras_of_a_vector_has_its_length_for_a_fan_and_a_seed_repeats() -> None:
+    torch.manual_seed(4)
+    a = like.keras.HeUniform()(torch.empty(50))
+    torch.manual_seed(4)
+    assert torch.equal(a, init.uniform_(torch.empty(50), *(math.sqrt(6 / 50) * sign for sign in (-1, 1))))
+    seeded = like.keras.HeNormal(seed=5)
+    assert torch.equal(seeded(torch.empty(4, 4)), seeded(torch.empty(4, 4)))
+    with pytest.raises(ValueError, match="fewer than 2 dimensions"):
+        like.jax.he_normal()(torch.empty(50))
+
+
+def test_they_are_rules_and_one_pass() -> None:
+    with fastinit.deferred():
+        model = torch.nn.Linear(4, 4)
+    rules = {"weight": like.jax.lecun_normal(), "bias": like.keras.HeUniform()}
+    assert [row.how for row in fastinit.plan(model, init=rules).rows] == ["one pass", "one pass"]
+    with pytest.raises(RuntimeError, match=r"'bias' .*init\['bias'\]: it returned a Initialiser|it returned"):
+        fastinit.plan(model, init={"bias": like.keras.Constant})
