@@ -108,7 +108,7 @@ def uniform(tensor: Tensor, a: Any, b: Any, generator: torch.Generator | None) -
     a = a if type(a) is float else number(a, "a")
     b = b if type(b) is float else number(b, "b")
     largest = LARGEST.get(tensor.dtype, math.inf)
-    if not (-largest <= a <= b <= largest and b - a <= largest) and not tensor.is_meta:
+    if not (-largest <= a <= b <= largest and b - a <= largest) and not is_left_alone(tensor):
         if not -largest <= a <= largest:
             raise RuntimeError(f"uniform_: a is out of bounds for {tensor.dtype}, but found a={a}")
         if not -largest <= b <= largest:
@@ -141,6 +141,12 @@ def scaled(tensor: Tensor, std: float, distribution: str, generator: torch.Gener
     raise ValueError(
         f"Distribution {distribution} not supported, please use one of ['truncated_normal', 'normal', 'uniform']"
     )
+
+
+def is_left_alone(tensor: Tensor) -> bool:
+    """Whether a function does nothing, as torch's do, since there are no contents: but a deferred tensor records it."""
+    recorder = sys.modules.get("torch_fastinit.recording.tensor")
+    return tensor.is_meta and not (recorder is not None and isinstance(tensor, recorder.Deferred))
 
 
 def fill_constant(tensor: Tensor, value: float) -> Tensor:

@@ -195,7 +195,7 @@ def trunc_normal_(
         >>> bool(w.abs().max() <= 0.04)
         True
     """
-    if tensor.is_meta:
+    if eager.is_left_alone(tensor):
         return tensor
     if tensor.is_complex():
         raise NotImplementedError(f"trunc_normal_ is not implemented for {tensor.dtype}: [a, b] is of real numbers")
@@ -313,7 +313,7 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
         raise ValueError("Only tensors with 3, 4, or 5 dimensions are supported")
     if tensor.shape[0] % groups != 0:
         raise ValueError("dim 0 must be divisible by groups")
-    if tensor.is_meta:
+    if eager.is_left_alone(tensor):
         return tensor
     if tensor.dtype not in RANDOM_DTYPES or groups < 1 or 0 in tensor.shape:
         return eager.write_whole(_torch_dirac_, tensor, groups)
@@ -654,7 +654,7 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch
     """
     if tensor.ndimension() != 2:
         raise ValueError("Only tensors with 2 dimensions are supported")
-    if tensor.is_meta:
+    if eager.is_left_alone(tensor):
         return tensor
     sparsity, std = eager.number(sparsity, "sparsity"), eager.number(std, "std")
     if math.ceil(sparsity * tensor.size(0)) < 0:  # ceil raises for what is no number
