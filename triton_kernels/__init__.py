@@ -6,6 +6,7 @@ Knows nothing of the package around it. Integers of 64 bits and bit patterns of 
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,8 +19,9 @@ from . import kernels
 __all__ = ["fill"]
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_SPARSE, _F64 = kernels.SPARSE.value, kernels.F64.value
-_PATTERNED = (kernels.CONSTANT.value, kernels.DIAGONALS.value)
+_SPARSE, _F64, _CONSTANT = kernels.SPARSE.value, kernels.F64.value, kernels.CONSTANT.value
+_TRUNCATED_NORMAL = kernels.TRUNCATED_NORMAL.value
+_PATTERNED = (_CONSTANT, kernels.DIAGONALS.value)
 
 #: Blocks of a tile, tiles of a program, elements of a program that takes them one by one.
 BLOCK, TILES, ELEMENTS = 512, 8, 512
@@ -47,31 +49,60 @@ def _halves(word: int) -> tuple[int, int]:
     return word & 0xFFFFFFFF, (word >> 32) & 0xFFFFFFFF
 
 
-def _pattern(value: float, f64: bool) -> int:
-    return int(
-        struct.unpack("<q", struct.pack("<d", value))[0] if f64 else struct.unpack("<i", struct.pack("<f", value))[0]
-    )
+@functools.lru_cache(maxsize=1024)
+def _patterns(count: int, values: tuple[float, ...], f64: bool) -> tuple[int, ...]:
+    """Bit patterns of floating constants, padded with zeros to ``count``."""
+    padded = (*values, *(0.0,) * (count - len(values)))
+    return struct.unpack(f"<{count}{'q' if f64 else 'i'}", struct.pack(f"<{count}{'d' if f64 else 'f'}", *padded))
 
 
-def _constants(f: Fill) -> dict[str, int]:
-    return _patterns("c", 12, f.get("constants", ()), f)
+def _constants(f: Fill) -> tuple[int, ...]:
+    """The distribution's constants, then the operands of the steps after the draw."""
+    f64 = f["dtype"] == _F64
+    operands = tuple([operand for _, _, operand in f["program"]])
+    return _patterns(12, tuple(f.get("constants", ())), f64) + _patterns(6, operands, f64)
 
 
-def _program(f: Fill) -> dict[str, int]:
-    """The steps after the draw: what they are, as one number, and their operands."""
-    digits = [1 + op + 4 * dtype for op, dtype, _ in f["program"]]
-    operands = _patterns("p", 6, [operand for _, _, operand in f["program"]], f)
-    return {"PROGRAM": sum(digit << (6 * n) for n, digit in enumerate(digits)), **operands}
+def _program(f: Fill) -> int:
+    """The steps after the draw, as one number: what they are, without their operands."""
+    return sum((1 + op + 4 * dtype) << (6 * n) for n, (op, dtype, _) in enumerate(f["program"]))
 
 
-def _patterns(letter: str, count: int, values: Sequence[float], f: Fill) -> dict[str, int]:
-    padded = [*values, *[0.0] * (count - len(values))]
-    return {f"{letter}{n}": _pattern(value, f["dtype"] == _F64) for n, value in enumerate(padded)}
+def _form(f: Fill) -> int:
+    """How truncated normals are made; NEAR_WITHOUT_TAIL where no word gives a tail probability that takes the tail.
+
+    The tail begins where -2 log(4 p (1 - p)) > 10 (docs/stream.md, section 7), that is below exp(-5) = 0.006738. The
+    least p of a side is its base: step and t are not negative, and p is at most 1/2. The margin is a thousand times
+    what rounding and the logarithm's polynomial can do.
+    """
+    form: int = f.get("form", 0)
+    if f["kind"] == _TRUNCATED_NORMAL and form == 0:
+        least = min(f["constants"][5:7])
+        if 4.0 * least * (1.0 - least) > 0.0068:
+            return kernels.NEAR_WITHOUT_TAIL.value  # type: ignore[no-any-return]
+    return form
 
 
-def _key(f: Fill) -> dict[str, int]:
-    (seed_lo, seed_hi), (stream_lo, stream_hi) = _halves(f["seed"]), _halves(f["stream"])
-    return {"seed_lo": seed_lo, "seed_hi": seed_hi, "stream_lo": stream_lo, "stream_hi": stream_hi}
+def _key(f: Fill) -> tuple[int, ...]:
+    return (*_halves(f["seed"]), *_halves(f["stream"]))
+
+
+#: Compiled kernels, ready to be launched: to look one up takes Triton several times as long as the launch.
+_compiled: dict[tuple[Any, ...], Any] = {}
+
+
+def _launch(kernel: Any, grid: tuple[int, int, int], to: torch.Tensor, integers: tuple[int, ...], *fixed: Any) -> None:
+    """Launch ``kernel`` with its arguments in order; ``fixed`` are those that it is compiled for."""
+    # All else that Triton compiles for: the device, and whether the memory starts at a multiple of 16 bytes. (Integers
+    # do not specialise a kernel.)
+    known = (kernel, to.device, to.dtype, to.data_ptr() % 16 == 0, fixed)
+    compiled = _compiled.get(known)
+    if compiled is not None:
+        compiled[grid](to, *integers, *fixed)
+        return
+    compiled = kernel[grid](to, *integers, *fixed, **OPTIONS)
+    if compiled is not None:  # the interpreter compiles nothing
+        _compiled[known] = compiled
 
 
 def _boxes(f: Fill) -> Iterator[tuple[int, tuple[int, ...], tuple[int, ...], tuple[int, ...], int]]:
@@ -95,6 +126,10 @@ def _fill_one(tensor: torch.Tensor, f: Fill) -> None:
     offset = (f["data"] - to.data_ptr()) // f["item_size"]
     if f["kind"] == _SPARSE:
         _sparse(to, offset, f)
+    elif f["kind"] == _CONSTANT and f["strides"] == (1,):
+        low, bits = f["pattern"][0], 8 * f["item_size"]
+        low &= (1 << bits) - 1
+        to[offset : offset + f["sizes"][0]].fill_(low - (low >> (bits - 1) << bits))
     elif f["kind"] not in _PATTERNED and f["strides"] == (1,) and f["logical_strides"] == (1,):
         _run(to, offset, f)
     else:
@@ -132,27 +167,9 @@ def _run(to: torch.Tensor, offset: int, f: Fill) -> None:
 def _launch_run(
     to: torch.Tensor, origin: int, skip: int, count: int, block: int, programs: int, tiles: int, aligned: bool, f: Fill
 ) -> None:
-    block_lo, block_hi = _halves(block)
-    kernels.run[(programs,)](
-        to,
-        origin,
-        skip,
-        count,
-        block_lo,
-        block_hi,
-        **_key(f),
-        threshold=f.get("threshold", 0),
-        **_constants(f),
-        **_program(f),
-        KIND=f["kind"],
-        DTYPE=f["dtype"],
-        BYTES=f["item_size"],
-        FORM=f.get("form", 0),
-        BLOCK=BLOCK,
-        TILES=tiles,
-        ALIGNED=aligned,
-        **OPTIONS,
-    )
+    integers = (origin, skip, count, *_halves(block), *_key(f), f.get("threshold", 0), *_constants(f))
+    fixed = (f["kind"], f["dtype"], f["item_size"], _form(f), _program(f), BLOCK, tiles, aligned)
+    _launch(kernels.run, (programs, 1, 1), to, integers, *fixed)
 
 
 def _scattered(
@@ -165,41 +182,16 @@ def _scattered(
     f: Fill,
 ) -> None:
     count = sizes[0] * sizes[1] * sizes[2]
-    grid = (triton.cdiv(count, ELEMENTS),)
-    first_lo, first_hi = _halves(first)
-    where = {
-        "size1": sizes[1],
-        "size2": sizes[2],
-        **{f"stride{n}": stride for n, stride in enumerate(strides)},
-        **{f"logical_stride{n}": stride for n, stride in enumerate(logical_strides)},
-        "first_lo": first_lo,
-        "first_hi": first_hi,
-        "KIND": f["kind"],
-        "BYTES": f["item_size"],
-        "BLOCK": ELEMENTS,
-    }
+    grid = (triton.cdiv(count, ELEMENTS), 1, 1)
+    where = (offset, count, sizes[1], sizes[2], *strides, *logical_strides, *_halves(first))
     if f["kind"] in _PATTERNED:
         low = f["pattern"][0]
-        names = ("start", "groups", "group_step", "diagonal", "step")
-        diagonals = dict(zip(names, f.get("diagonals", (0, 0, 1, 0, 1)), strict=True))
-        kernels.patterned[grid](to, offset, count, low=low - (low >> 63 << 64), **where, **diagonals, **OPTIONS)
+        integers = (*where, low - (low >> 63 << 64), *f.get("diagonals", (0, 0, 1, 0, 1)))
+        _launch(kernels.patterned, grid, to, integers, f["kind"], f["item_size"], ELEMENTS)
         return
-    block_lo, block_hi = _halves(f["first_block"])
-    kernels.scattered[grid](
-        to,
-        offset,
-        count,
-        block_lo=block_lo,
-        block_hi=block_hi,
-        threshold=f.get("threshold", 0),
-        DTYPE=f["dtype"],
-        FORM=f.get("form", 0),
-        **where,
-        **_key(f),
-        **_constants(f),
-        **_program(f),
-        **OPTIONS,
-    )
+    integers = (*where, *_halves(f["first_block"]), *_key(f), f.get("threshold", 0), *_constants(f))
+    fixed = (f["kind"], f["dtype"], f["item_size"], _form(f), _program(f), ELEMENTS)
+    _launch(kernels.scattered, grid, to, integers, *fixed)
 
 
 def _sparse(to: torch.Tensor, offset: int, f: Fill) -> None:
@@ -209,23 +201,6 @@ def _sparse(to: torch.Tensor, offset: int, f: Fill) -> None:
     parts = max(1, min(threads // columns, rows // shortest))
     part = triton.cdiv(rows, parts)
     *matrix, second = f["sparse"]
-    second_lo, second_hi = _halves(second)
-    constants = _constants(f)
-    kernels.sparse[(triton.cdiv(columns, block), triton.cdiv(rows, part))](
-        to,
-        offset,
-        rows,
-        columns,
-        *f["strides"],
-        **dict(zip(("rows", "cols", "zeros", "row0", "col0"), matrix, strict=True)),
-        part=part,
-        **_key(f),
-        second_lo=second_lo,
-        second_hi=second_hi,
-        c0=constants["c0"],
-        c1=constants["c1"],
-        DTYPE=f["dtype"],
-        BYTES=f["item_size"],
-        BLOCK=block,
-        **{"num_warps": 4, "enable_fp_fusion": False},
-    )
+    grid = (triton.cdiv(columns, block), triton.cdiv(rows, part), 1)
+    integers = (offset, rows, columns, *f["strides"], *matrix, part, *_key(f), *_halves(second), *_constants(f)[:2])
+    _launch(kernels.sparse, grid, to, integers, f["dtype"], f["item_size"], block)

@@ -120,7 +120,7 @@ def narrow_form(w, k):
 
 @triton.jit
 def truncated_normal(w, threshold, FORM: tl.constexpr, k):
-    """FORM is that of csrc/fill.h: near, far or narrow."""
+    """FORM is that of csrc/fill.h: near, far or narrow; or 3, near where no element takes the tail."""
     n = w >> 1
     upper = n.to(tl.int32, bitcast=True) > threshold
     t = to_float(tl.where(upper, n ^ 0x7FFFFFFF, n))
@@ -134,9 +134,10 @@ def truncated_normal(w, threshold, FORM: tl.constexpr, k):
         x = tl.where(upper, tl.fma(t, k[9], k[11]), tl.fma(t, -k[9], -k[10]))
         length = neg2log(tl.fma(-p, p, p), -2)
         z = x * horner(length, QUANTILE_CENTRAL_F32, 8)
-        # A branch would be one for the whole program, and some lane of so many nearly always takes it.
-        tail = horner(tl.sqrt_rn(length) + -6.0, QUANTILE_TAIL_F32, 10)
-        z = tl.where(length > 10.0, tl.where(upper, tail, -tail), z)
+        # A branch would be one for the whole program, and some lane of so many nearly always takes it: the host knows.
+        if FORM != 3:
+            tail = horner(tl.sqrt_rn(length) + -6.0, QUANTILE_TAIL_F32, 10)
+            z = tl.where(length > 10.0, tl.where(upper, tail, -tail), z)
         y = tl.fma(z, k[8], k[7])
     return clamp(tl.fma(y, k[2], k[3]), k[0], k[1])
 
@@ -339,11 +340,12 @@ def truncated_normal64(w0, w1, threshold, FORM: tl.constexpr, k):
         x = t * k[9] + tl.where(upper, k[11], k[10])
         p4 = p * 4.0
         length = neg2log64(p4 - p4 * p, 0)
-        s = tl.sqrt(length)
-        near = horner64(s - 4.5, QUANTILE_TAIL_NEAR_F64, 20)
-        far = horner64(s - 8.75, QUANTILE_TAIL_FAR_F64, 20)
-        z = tl.where(s < 6.0, near, far)
-        z = tl.where(length > 10.0, z, x * horner64(length, QUANTILE_CENTRAL_F64, 20))
+        z = x * horner64(length, QUANTILE_CENTRAL_F64, 20)
+        if FORM != 3:
+            s = tl.sqrt(length)
+            near = horner64(s - 4.5, QUANTILE_TAIL_NEAR_F64, 20)
+            far = horner64(s - 8.75, QUANTILE_TAIL_FAR_F64, 20)
+            z = tl.where(length > 10.0, tl.where(s < 6.0, near, far), z)
         y = tl.where(upper, z, -z) * k[8] + k[7]
     return clamp64(y * k[2] + k[3], k[0], k[1])
 

@@ -26,6 +26,8 @@ from .philox import philox
 # The codes of torch_fastinit/codes.py.
 BITS, CONSTANT, UNIFORM, NORMAL, TRUNCATED_NORMAL = (constexpr(n) for n in range(5))
 SPARSE, DIAGONALS, F64 = constexpr(5), constexpr(8), constexpr(1)
+# A form that csrc/fill.h does not have: near, where no element takes the tail.
+NEAR_WITHOUT_TAIL = constexpr(3)
 
 INTEGERS = [
     *("offset", "count", "first_lo", "first_hi", "seed_lo", "seed_hi", "stream_lo", "stream_hi", "threshold"),
