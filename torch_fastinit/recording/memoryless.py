@@ -71,7 +71,8 @@ def check_outside(func: Any, kwargs: Any, tensors: Sequence[torch.Tensor]) -> No
     if makes_real(func, kwargs):
         if active.applies:  # `Module.to_empty`, also as FSDP1 calls it
             raise no_memory(shape, "to_empty() would lose what was recorded")
-    elif torch.is_grad_enabled() and signature_of(func).writes and func.namespace != "fastinit":  # autograd ignores fills
+        # But a fill is outside of the history that autograd keeps.
+    elif torch.is_grad_enabled() and signature_of(func).writes and func.namespace != "fastinit":
         for tensor in tensors:
             if tensor.requires_grad:
                 raise no_memory(tensor.shape, f"autograd cannot record {func} on it")
