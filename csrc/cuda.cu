@@ -3,6 +3,7 @@
 // chunk of it (cuda_kernels.cuh).
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -125,6 +126,28 @@ Fill slice(Fill fill, int64_t from, int64_t count) {
   return fill;
 }
 
+// Whether the GPU's own conversions round this fill's values as csrc/pack.h asks: no NaN, and in float8_e5m2 nothing
+// that rounds to infinity.
+bool may_pack(const Fill& fill) {
+  if (fill.item_size > 2) return true;
+  double lo, hi;  // what the values lie between
+  if (fill.kind == Kind::uniform) {
+    lo = fill.constants.uniform_f32.lo;
+    hi = fill.constants.uniform_f32.hi;
+  } else if (fill.kind == Kind::truncated_normal) {
+    lo = fill.constants.truncated_f32.lo;
+    hi = fill.constants.truncated_f32.hi;
+  } else {
+    const Normal<float>& c = fill.constants.normal_f32;
+    if (!std::isfinite(c.mean) || !std::isfinite(c.std)) return false;  // 0 * infinity, infinity - infinity
+    hi = 6.67 * std::fabs(static_cast<double>(c.std));                  // the radius reaches sqrt(64 log 2)
+    lo = c.mean - hi;
+    hi = c.mean + hi;
+  }
+  if (!(lo <= hi)) return false;
+  return fill.dtype != DType::e5m2 || (lo > -61440.0 && hi < 61440.0);  // halfway to 65536, which it has not
+}
+
 Entry entry_of(const Fill& fill) {
   Entry entry{};
   entry.data = fill.data;
@@ -138,6 +161,9 @@ Entry entry_of(const Fill& fill) {
   if (fill.kind == Kind::truncated_normal) {
     const auto& c = fill.constants;
     entry.scattered = (fill.dtype == DType::f64 ? c.truncated_f64.form : c.truncated_f32.form) != Form::near;
+  }
+  if (fill.kind == Kind::uniform || fill.kind == Kind::normal || fill.kind == Kind::truncated_normal) {
+    entry.scattered = entry.scattered || !may_pack(fill);
   }
   return entry;
 }

@@ -5,9 +5,11 @@
 // a scan down each column.
 #pragma once
 #define FASTINIT_ISA gpu
+#define FASTINIT_GPU
 #include <cuda_runtime.h>
 
 #include "distributions.h"
+#include "pack.h"
 #include "philox.h"
 
 namespace fastinit {
@@ -34,7 +36,7 @@ struct Entry {
   uint64_t first;  // run: the number of the first block; else: the logical index of the first element
   uint64_t seed, stream;
   int8_t kind, dtype, item_size, dims;
-  bool scattered;  // whatever its layout: a form of the truncated normal that has no path for neighbours
+  bool scattered;  // whatever its layout: what has no path for neighbours
   int8_t chunk_log2;
   Path path;
   int8_t steps;
@@ -73,10 +75,10 @@ struct Group32 {
       if constexpr (D::kBytes == 4) {
         for (int j = 0; j < 4; ++j) out[j] = e[j];
       } else if constexpr (D::kBytes == 2) {
-        out[2 * v] = D::round(e[0]) | D::round(e[1]) << 16;
-        out[2 * v + 1] = D::round(e[2]) | D::round(e[3]) << 16;
+        out[2 * v] = pack2<D>(e[0], e[1]);
+        out[2 * v + 1] = pack2<D>(e[2], e[3]);
       } else {
-        out[v] = D::round(e[0]) | D::round(e[1]) << 8 | D::round(e[2]) << 16 | D::round(e[3]) << 24;
+        out[v] = pack2<D>(e[0], e[1]) | pack2<D>(e[2], e[3]) << 16;
       }
     }
   }

@@ -2,7 +2,7 @@
 // A lane is a scalar (CUDA, fallback) or two vector registers (AVX2, AVX-512, NEON); each operation is one IEEE or
 // integer operation per element and gives the same bits on every instruction set. Include it once per translation unit,
 // with FASTINIT_ISA set, and FASTINIT_NEON for NEON, which every aarch64 has and no flag of the compiler's tells.
-// csrc/lanes has the lane types themselves.
+// csrc/lanes has the lane types themselves. FASTINIT_GPU: the scalars of a GPU, be it modelled.
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -27,6 +27,9 @@
 #define FASTINIT_ISA scalar
 #endif
 #include "lanes/scalar.h"
+#ifdef FASTINIT_GPU
+#include "lanes/ptx.h"
+#endif
 #endif
 
 namespace fastinit {

@@ -59,7 +59,6 @@ FASTINIT_FN F add(F a, F b) { return __fadd_rn(a, b); }
 FASTINIT_FN F mul(F a, F b) { return __fmul_rn(a, b); }
 FASTINIT_FN F fma(F a, F b, F c) { return __fmaf_rn(a, b, c); }
 FASTINIT_FN F div(F a, F b) { return __fdiv_rn(a, b); }
-FASTINIT_FN F sqrt(F a) { return __fsqrt_rn(a); }
 FASTINIT_FN F min(F a, F b) { return fminf(a, b); }
 FASTINIT_FN F max(F a, F b) { return fmaxf(a, b); }
 #else
@@ -87,7 +86,9 @@ FASTINIT_FN F fma(F a, F b, F c) {
 }
 #endif
 FASTINIT_FN F div(F a, F b) { return a / b; }
+#ifndef FASTINIT_GPU
 FASTINIT_FN F sqrt(F a) { return __builtin_sqrtf(a); }
+#endif
 FASTINIT_FN F min(F a, F b) { return a < b ? a : b; }
 FASTINIT_FN F max(F a, F b) { return a > b ? a : b; }
 #endif
@@ -97,10 +98,11 @@ FASTINIT_FN Mask greater(F a, F b) { return a > b; }
 template <int n>
 FASTINIT_FN Mask has_bit(U a) {
 #if defined(__CUDA_ARCH__)
-  // Opaque, because the compiler would shift the bit to the bottom, mask it and compare.
-  int32_t top;
-  asm("shl.b32 %0, %1, %2;" : "=r"(top) : "r"(a), "n"(31 - n));
-  return top < 0;
+  // Opaque, because the compiler would shift the bit to the bottom, mask it and compare; like this it is one
+  // instruction.
+  uint32_t bit;
+  asm("and.b32 %0, %1, %2;" : "=r"(bit) : "r"(a), "n"(1u << n));
+  return bit != 0;
 #else
   return (a >> n & 1) != 0;
 #endif
