@@ -240,6 +240,7 @@ def test_compiles_for(target: str) -> None:
         "uniform",
         "normal",
         "truncated_normal",
+        "truncated_normal with tails",
         "far_tail",
         "program",
         "sparse",
