@@ -217,8 +217,13 @@ def backends(**force: str) -> dict[str, str]:
         if name not in PROVIDERS:
             raise ValueError(f"there is no backend {name!r}; there are {', '.join(PROVIDERS)} and auto")
         provider = PROVIDERS[name]
-        for device in _devices(kind) or [torch.device(kind, 0)]:
-            reason = provider.why_not(device) if name in DEVICES[kind] else "it is not made for it"
+        if name not in DEVICES[kind]:
+            raise _refuse(torch.device(kind), name, "it is not made for it")
+        devices = _devices(kind)
+        if not devices:
+            raise _refuse(torch.device(kind), name, "this machine has no such device")
+        for device in devices:
+            reason = provider.why_not(device)
             if reason:
                 raise _refuse(device, name, reason)
         serving[kind] = provider

@@ -149,6 +149,9 @@ def test_what_cannot_be_forced_says_why(monkeypatch: pytest.MonkeyPatch) -> None
         fastinit.backends(cpu="opencl")
     with pytest.raises(RuntimeError, match="'cuda' cannot serve 'cpu': it is not made for it"):
         fastinit.backends(cpu="cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(RuntimeError, match="'triton' cannot serve 'cuda': this machine has no such device"):
+        fastinit.backends(cuda="triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: "found")
     with pytest.raises(RuntimeError, match="only in its interpreter"):
