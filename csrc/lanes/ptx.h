@@ -93,7 +93,7 @@ FASTINIT_FN F rsqrt_approx(F a) {
 // sqrt(a), correctly rounded, from any `r` as near as that to 1 / sqrt(a): Goldschmidt's step for the root and half of
 // its reciprocal, then Newton's with an exact residual. tools/ptx.cu tries every mantissa, either parity of the
 // exponent and every such r; powers of four scale every operation exactly. Newton's step alone, which nvcc's own
-// sqrt.rn is, rounds 24 arguments wrongly from one r or another within two last places: it needs to know the GPU.
+// sqrt.rn is, rounds some arguments wrongly from one r or another within two last places: it needs to know the GPU.
 FASTINIT_FN F root_from(F a, F r) {
   F s = mul(a, r), h = mul(r, splat(0.5f));
   const F e = fma(-s, h, splat(0.5f));
