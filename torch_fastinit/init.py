@@ -81,10 +81,10 @@ def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: Any) -> floa
 
 
 def _variance_scaled(
-    tensor: Tensor, scale: float, mode: str, distribution: str, generator: torch.Generator | None, **layout: Any
+    tensor: Tensor, scale: float, mode: str, distribution: str, generator: torch.Generator | None, *layout: Any
 ) -> Tensor:
     """A distribution of mean 0 with E|w|^2 = scale / fan."""
-    variance = scale / fan_of_axes(tensor.shape, mode, **layout)
+    variance = scale / fan_of_axes(tensor.shape, mode, *layout)
     if distribution != "normal" and tensor.is_complex():  # of each part; a normal halves its own
         variance /= 2.0
     return eager.scaled(tensor, math.sqrt(variance), distribution, generator)
@@ -496,8 +496,8 @@ def variance_scaling_(
         return tensor
     if not scale > 0.0:
         raise ValueError(f"scale must be positive, but found {scale}")
-    layout = {"in_axis": in_axis, "out_axis": out_axis, "batch_axis": batch_axis, "groups": groups}
-    return _variance_scaled(tensor, scale, mode, distribution, generator, **layout)
+    layout = (in_axis, out_axis, batch_axis, groups)
+    return _variance_scaled(tensor, scale, mode, distribution, generator, *layout)
 
 
 def lecun_normal_(
@@ -527,8 +527,8 @@ def lecun_normal_(
     """
     if _has_no_elements(tensor):
         return tensor
-    layout = {"in_axis": in_axis, "out_axis": out_axis, "batch_axis": batch_axis, "groups": groups}
-    return _variance_scaled(tensor, 1.0, "fan_in", "truncated_normal", generator, **layout)
+    layout = (in_axis, out_axis, batch_axis, groups)
+    return _variance_scaled(tensor, 1.0, "fan_in", "truncated_normal", generator, *layout)
 
 
 def lecun_uniform_(
@@ -554,8 +554,8 @@ def lecun_uniform_(
     """
     if _has_no_elements(tensor):
         return tensor
-    layout = {"in_axis": in_axis, "out_axis": out_axis, "batch_axis": batch_axis, "groups": groups}
-    return _variance_scaled(tensor, 1.0, "fan_in", "uniform", generator, **layout)
+    layout = (in_axis, out_axis, batch_axis, groups)
+    return _variance_scaled(tensor, 1.0, "fan_in", "uniform", generator, *layout)
 
 
 # ---- Structured -----------------------------------------------------------------------------------------------------
