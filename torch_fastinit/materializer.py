@@ -6,6 +6,7 @@ import gc
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,9 +16,11 @@ from torch_fastinit.execution.executor import Executor, unwritten_elements
 from torch_fastinit.execution.inplace import initialize_in_place
 from torch_fastinit.execution.meta import listed
 from torch_fastinit.execution.parity import ParityExecutor
+from torch_fastinit.execution.progress import Progress
 from torch_fastinit.execution.rules import Preparation
 from torch_fastinit.execution.swap import put_in_place, refuse_held
 from torch_fastinit.ops import Region
+from torch_fastinit.planning.devices import DeviceOf, DeviceRule, devices_of
 from torch_fastinit.planning.draws import assign_draws, pin, taken_before, taking
 from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten
 from torch_fastinit.planning.report import Plan, rows
@@ -35,7 +38,7 @@ Shards = Mapping[str, Region] | Callable[[str], "Region | None"] | None
 def materialize(
     module: torch.nn.Module,
     *,
-    device: torch.device | str | int | None = None,
+    device: DeviceRule = None,
     dtype: DtypeRule = None,
     seed: int | None = None,
     names: Callable[[str], str] | None = None,
@@ -46,6 +49,7 @@ def materialize(
     unwritten: Literal["zeros"] | None = None,
     shards: Shards = None,
     check: bool = True,
+    progress: bool | None = None,
 ) -> torch.nn.Module:
     """Give every deferred tensor of `module` its memory and its value, in place.
 
@@ -56,8 +60,11 @@ def materialize(
     Args:
         module: a module built inside `torch_fastinit.deferred` or by `torch_fastinit.skip_init`. What such a
             constructor itself puts on the meta device stays there; any other tensor there is an error without `reset`.
-        device: where the tensors go. Default: the device that the constructor asked for. In a sharded module it is the
-            mesh's instead of the CPU, but for shards that `CPUOffloadPolicy` keeps there.
+        device: where the tensors go: one device for all; a mapping from names of modules and tensors to devices, as
+            accelerate's `device_map` (the longest name that a tensor's begins with counts, and `""` is the whole); or a
+            function of a tensor's name and the deferred tensor that returns its device, or None. Default, and what None
+            means: the device that the constructor asked for. In a sharded module it is the mesh's instead of the CPU,
+            but for shards that `CPUOffloadPolicy` keeps there.
         dtype: a dtype, for floating-point and complex tensors, as in `module.to(dtype)`; or a function of a tensor's
             name and the deferred tensor that returns its dtype, or None for the dtype that it has.
         seed: the key of the random stream, taken modulo 2**64. Default: drawn from torch's default generator, so
@@ -85,16 +92,20 @@ def materialize(
         check: of a module with deferred DTensors, whether the ranks of their meshes compare seeds, names, logical
             shapes and initial values before any work, and tell one another after it that none has failed: then all
             materialise their modules, or none. Every rank of the meshes has to call. Other modules communicate nothing.
+        progress: whether a bar on the standard error counts the bytes, by tqdm (the extra `progress`). Default: where
+            that is a terminal, and after two seconds; of several ranks, the first has it.
 
     Returns:
         `module`.
 
     Raises:
-        TypeError: `module` is not a module, `seed` not an integer, `dtype` is or returns something that is no
-            dtype, or `names` something that is no string; a key or a value of `init` is of a kind that means nothing.
+        TypeError: `module` is not a module, `seed` not an integer, `device`, `dtype` or `names` is or returns something
+            of another type; a key or a value of `init` is of a kind that means nothing.
+        ImportError: `progress=True`, and there is no tqdm.
         RuntimeError: a tensor is on the plain meta device and `reset` is False, or no method resets it, or two do so
             differently, or one needs arguments; nothing writes a parameter; torch holds a tensor as it is; the device
-            is not there; memory ran out (a `torch.OutOfMemoryError` stays one); a recorded operation or a rule failed.
+            is not there, or tensors that share memory are sent to several; memory ran out (a `torch.OutOfMemoryError`
+            stays one); a recorded operation or a rule failed.
             The message names the tensors, and the module is as it was. So it is after an interrupt, or it is
             materialised, whenever that came.
             A rank of a sharded module raises, too, if seeds or models differ, or if another rank has failed.
@@ -102,7 +113,8 @@ def materialize(
             `init` matches no parameter, or none that is left to it, or real ones alone; `unwritten` is neither None nor
             `"zeros"`; a sharded module has `check=False` and neither `seed` nor `replay`; `shards` has
             a name that no deferred tensor has, a region that its tensor is no part of, or one of a tensor whose parts
-            cannot be told: a DTensor, or one that is replayed or written in parts.
+            cannot be told: a DTensor, or one that is replayed or written in parts; `device` has a name that is none of
+            a tensor or a module, or none for some tensor, or gives something that is no device.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -130,13 +142,14 @@ def materialize(
         )
     if replay is not None and shards is not None:
         raise ValueError('replay="torch" gives the values of eager construction, which knows no shards')
-    where = None if device is None else torch.device(device)
     if seed is not None:
         seed = to_signed(operator.index(seed))
+    shown = Progress(progress)
+    options = _Options(device, dtype, names, init, replay, verify, reset, unwritten, shards, check, shown)
     back = _surroundings()
     try:
         gc.disable()  # what is made here is no garbage, and looking for some would take as long as all the rest
-        _all_or_nothing(module, where, dtype, seed, names, init, replay, verify, reset, unwritten, shards, check)
+        _all_or_nothing(module, seed, options)
     finally:
         try:  # twice, so that an interrupt of the one leaves the other
             back()
@@ -148,7 +161,7 @@ def materialize(
 def plan(
     module: torch.nn.Module,
     *,
-    device: torch.device | str | int | None = None,
+    device: DeviceRule = None,
     dtype: DtypeRule = None,
     init: RuleSet | None = None,
     reset: bool = False,
@@ -184,14 +197,14 @@ def plan(
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"plan() takes a torch.nn.Module, not {type(module).__name__}")
     _check_unwritten(unwritten)
-    where = None if device is None else torch.device(device)
     back, prepared = _surroundings(), None
     try:
         gc.disable()  # as in `materialize`
         targets = targets_of(module)
+        where = devices_of(device, module, targets)
         prepared = Preparation(module, targets, reset, init) if reset or init is not None else None
         if prepared:
-            targets = list(prepared.run(where))
+            targets = list(prepared.run(_one_device(where)))
         with outside():
             targets = [target for target in targets if target.role != "padding"]
             draws = assign_draws([target for target in targets if isinstance(target.tensor, Deferred)])
@@ -287,32 +300,37 @@ def pin_names(module: torch.nn.Module, *, names: Callable[[str], str] | None = N
     return module
 
 
-def _all_or_nothing(
-    module: torch.nn.Module,
-    where: torch.device | None,
-    dtype: DtypeRule,
-    seed: int | None,
-    names: Callable[[str], str] | None,
-    init: RuleSet | None,
-    replay: str | None,
-    verify: bool,
-    reset: bool,
-    unwritten: str | None,
-    shards: Shards,
-    check: bool,
-) -> None:
+@dataclass(slots=True)
+class _Options:
+    """The arguments of `materialize`, but for the module and the seed."""
+
+    device: DeviceRule
+    dtype: DtypeRule
+    names: Callable[[str], str] | None
+    init: RuleSet | None
+    replay: Literal["torch"] | None
+    verify: bool
+    reset: bool
+    unwritten: Literal["zeros"] | None
+    shards: Shards
+    check: bool
+    progress: Progress
+
+
+def _all_or_nothing(module: torch.nn.Module, seed: int | None, options: _Options) -> None:
     targets = targets_of(module)
-    agreement = Agreement(targets, seed, replay=replay is not None, check=check)
+    agreement = Agreement(targets, seed, replay=options.replay is not None, check=options.check)
     try:
-        if not reset and init is None:
+        where = devices_of(options.device, module, targets)
+        if not options.reset and options.init is None:
             _refuse_plain_meta(targets)
-            _materialize(targets, where, dtype, agreement, names, replay, verify, unwritten, shards)
+            _materialize(targets, where, agreement, options)
             return
-        prepared = Preparation(module, targets, reset, init)
+        prepared = Preparation(module, targets, options.reset, options.init)
         try:
-            targets = list(prepared.run(where))
+            targets = list(prepared.run(_one_device(where)))
             _refuse_plain_meta(targets)
-            _materialize(targets, where, dtype, agreement, names, replay, verify, unwritten, shards, prepared.keep)
+            _materialize(targets, where, agreement, options, prepared.keep)
             for call in prepared.keep:
                 call()
         finally:
@@ -327,14 +345,9 @@ def _all_or_nothing(
 
 def _materialize(
     targets: Sequence[Target],
-    where: torch.device | None,
-    dtype: DtypeRule,
+    where: torch.device | DeviceOf | None,
     agreement: Agreement,
-    names: Callable[[str], str] | None,
-    replay: str | None,
-    verify: bool,
-    unwritten: str | None,
-    shards: Shards,
+    options: _Options,
     kept: Sequence[Callable[[], object]] = (),
 ) -> None:
     """`kept` is called, without an interrupt in between, when the tensors are put in place."""
@@ -343,26 +356,27 @@ def _materialize(
         return
     deferred: list[Any] = [target.tensor for target in targets]
     with outside():
-        draws = assign_draws(targets, names)
-        _set_regions(targets, shards)
-        planner = Planner(draws, zeros=unwritten == "zeros")
-        plan = planner.plan(targets, where, dtype)
+        draws = assign_draws(targets, options.names)
+        _set_regions(targets, options.shards)
+        planner = Planner(draws, zeros=options.unwritten == "zeros")
+        plan = planner.plan(targets, where, options.dtype)
         _refuse_unwritten(plan)
         holders = [None if target.spec is None else target.holder for target in targets]
         outer = [(one.name, holder) for one, holder in zip(plan, holders, strict=True) if holder is not None]
         refuse_held([one.name for one in plan] + [name for name, _ in outer], deferred + [held for _, held in outer])
         agreement.before(targets, plan, planner, draws)
         executor: Executor
-        if replay == "torch":
+        if options.replay == "torch":
             executor = ParityExecutor(plan, deferred, 0, draws)
         else:
             executor = Executor(plan, deferred, agreement.seed, draws)
             _warn_of_equal_blocks(executor)
-        if verify:
+        if options.verify:
             _verify(executor)
-        reals = executor.run()
+        with options.progress as executor.progress:
+            reals = executor.run()
         then = [*executor.final_memory(reals), *executor.moved(), *kept]
-        if replay is None:
+        if options.replay is None:
             then += taking(draws, executor.seed)
         put_in_place([one.name for one in plan], deferred, reals, then, holders, agreement.after())
 
@@ -386,6 +400,11 @@ def _set_regions(targets: Sequence[Target], shards: Shards) -> None:
         region = shards(name)
         if region is not None:
             target.region = region
+
+
+def _one_device(device: torch.device | DeviceOf | None) -> torch.device | None:
+    """What is known of devices before there is a plan: the one that all tensors go to, if there is one."""
+    return device if isinstance(device, torch.device) else None
 
 
 def _check_unwritten(unwritten: str | None) -> None:

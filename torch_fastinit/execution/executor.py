@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
 
+from torch_fastinit.execution.progress import Progress
 from torch_fastinit.initializers import Initializer, Normal
 from torch_fastinit.ops import Fill, fill
 from torch_fastinit.orthogonal import COMPUTED_IN, haar, shape_of_normals, write_orthogonal
@@ -25,6 +26,8 @@ from torch_fastinit.stream import draw_stream, mixed_seed, stream_id
 
 #: How many elements the matrices that are made together have: 16 MiB of float32.
 STAGE = 1 << 22
+#: How many bytes of fills are written between two looks at a progress bar.
+BETWEEN_LOOKS = 1 << 28
 #: The stream of a name's draw 0.
 _first_stream = lru_cache(maxsize=1 << 12)(stream_id)
 
@@ -51,6 +54,7 @@ class Executor:
         #: Orthogonal draws that are made together, by each of them; and those made before their turn.
         self.stages: dict[Entry, list[Entry]] = {}
         self.made: dict[Entry, torch.Tensor] = {}
+        self.progress = Progress(False)
 
     def rehearse(self) -> list[torch.Tensor]:
         """What `run` would give, leaving this executor as it is."""
@@ -63,11 +67,18 @@ class Executor:
                 self._execute[type(one.source)](self, i, one)
             except Exception as error:
                 raise self._failed(one, error) from error
+        self._begin()
         for fills in self.passes:
             self._fill(fills)
         if self.replays:
             self._replay()
         return [self.reals[i] for i in range(len(self.plan))]
+
+    def _begin(self) -> None:
+        """Tell how many bytes will be written."""
+        if self.progress.shown:
+            filled = sum(fill.tensor.nbytes for fills in self.passes for fill in fills)
+            self.progress.begin(filled + sum(self.plan[i].nbytes for some in self.replays.values() for i in some))
 
     def final_memory(self, reals: Sequence[torch.Tensor]) -> list[Callable[[], object]]:
         """Calls by which deferred tensors elsewhere that share storage with these become views of `reals`.
@@ -176,7 +187,9 @@ class Executor:
         for one in fills:
             devices.setdefault(one.tensor.device, []).append(one)
         for together in devices.values():
-            fill(together, fresh=True)
+            for some in _in_parts(together) if self.progress.shown else [together]:
+                fill(some, fresh=True)
+                self.progress.add(sum(one.tensor.nbytes for one in some) if self.progress.shown else 0)
 
     # --- replays ------------------------------------------------------------------------------------------------------
 
@@ -205,6 +218,7 @@ class Executor:
                     alone = len(replays[storage]) == 1 or (one.shard is None and not one.padding)
                     real = real.to(device=one.device, dtype=one.dtype) if alone else self._together(one, real)
                 self.reals[i] = real
+                self.progress.add(one.nbytes)
 
         try:
             replay.run(entries, done)
@@ -271,6 +285,20 @@ def stages(entries: Iterable[Entry]) -> dict[Entry, list[Entry]]:
         some[-1].append(entry)
         found[entry] = some[-1]
     return found
+
+
+def _in_parts(fills: Sequence[Fill]) -> Iterator[list[Fill]]:
+    """`fills` in order, in parts of not much more than `BETWEEN_LOOKS` bytes."""
+    part: list[Fill] = []
+    nbytes = 0
+    for one in fills:
+        part.append(one)
+        nbytes += one.tensor.nbytes
+        if nbytes >= BETWEEN_LOOKS:
+            yield part
+            part, nbytes = [], 0
+    if part:
+        yield part
 
 
 def _same_place(a: View, b: View) -> bool:

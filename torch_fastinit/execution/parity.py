@@ -32,6 +32,7 @@ class ParityExecutor(Executor):
         draws = [entry for tape in tapes for entry in tape.draws]
         entries = closure([need(self.values[i]) for some in self.replays.values() for i in some], draws)
         self._generators = OwnGenerators(states())
+        self._begin()
         self._run(entries, self.replays)
         return [self.reals[i] for i in range(len(self.plan))]
 

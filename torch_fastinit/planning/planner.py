@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 from torch_fastinit._torch import mesh_device
 from torch_fastinit.initializers import Constant
 from torch_fastinit.ops import Region
+from torch_fastinit.planning.devices import DeviceOf, refuse_split
 from torch_fastinit.planning.draws import logical_value
 from torch_fastinit.planning.fills import Draw, PlannedFill
 from torch_fastinit.planning.fold import cast_fill, fold, short_name
@@ -191,16 +192,30 @@ class Planner:
         self._devices: dict[Storage, torch.device] = {}  # of shards: their meshes'
         self._mesh: torch.device | None = None  # where tensors go that are beside shards, as `fully_shard` moves them
         self._dtypes: dict[Storage, torch.dtype] = {}  # of shards: what they become
+        self._asked_for: dict[Storage, torch.device | None] = {}  # by a rule for devices
 
     def plan(
-        self, targets: Sequence[Target], device: torch.device | None = None, dtype: DtypeRule = None
+        self, targets: Sequence[Target], device: torch.device | DeviceOf | None = None, dtype: DtypeRule = None
     ) -> list[Assignment]:
         """One assignment for each of `targets`."""
         for target in targets:
             if target.spec is not None and isinstance(target.tensor, Deferred):
                 self._mesh = mesh_device(target.spec)
                 self._devices[target.tensor._value.storage] = torch.device("cpu") if target.on_cpu else self._mesh
-        return [self._assignment(target, device, dtype) for target in targets]
+        if device is None or isinstance(device, torch.device):
+            return [self._assignment(target, device, dtype) for target in targets]
+        plan = [self._assignment(target, self._asked(device, target), dtype) for target in targets]
+        refuse_split(targets, [one.device for one in plan])
+        return plan
+
+    def _asked(self, device_of: DeviceOf, target: Target) -> torch.device | None:
+        """What a rule for devices says of a target. The memory around a shard goes where that goes."""
+        if not isinstance(target.tensor, Deferred):
+            return None
+        storage = target.tensor._value.storage
+        if target.role != "padding":
+            self._asked_for[storage] = device_of(target)
+        return self._asked_for[storage]
 
     def fills_of(self, storage: Storage) -> list[PlannedFill] | str:
         """What `storage` holds in the end, as fills, or why it cannot be said so; worked out once."""

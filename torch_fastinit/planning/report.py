@@ -61,18 +61,25 @@ class Plan:
         total = sum(row.nbytes for row in rows)
         return sum(row.nbytes for row in rows if row.how == how) / total if total else 1.0
 
+    def _any(self, field: str) -> bool:
+        return any(getattr(row, field) for row in self.rows)
+
     def __str__(self) -> str:
-        sharded = any(row.placements for row in self.rows)
-        ruled = any(row.rule for row in self.rows)
-        sharding, rule = ("local", "placements") if sharded else (), ("rule",) if ruled else ()
-        lines = [("name", "shape", *sharding, "dtype", "what", *rule, "bytes", "how")]
-        for row in self.rows:
-            name = row.name + (f" (= {', '.join(row.tied)})" if row.tied else "")
-            how = row.how + (f": {row.why}" if row.why else "") + (f", by {row.by}" if row.by else "")
-            local = "" if row.local_shape is None else _by(row.local_shape)
-            columns = (local, row.placements) if sharded else ()
-            dtype, rule = short_name(row.dtype), (row.rule,) if ruled else ()
-            lines.append((name, _by(row.shape), *columns, dtype, row.what, *rule, f"{row.nbytes:,}", how))
+        # Each column: its heading, what it says of a row, and whether it is there.
+        columns: tuple[tuple[str, Callable[[Row], str], bool], ...] = (
+            ("name", lambda row: row.name + (f" (= {', '.join(row.tied)})" if row.tied else ""), True),
+            ("shape", lambda row: _by(row.shape), True),
+            ("local", lambda row: "" if row.local_shape is None else _by(row.local_shape), self._any("placements")),
+            ("placements", lambda row: row.placements, self._any("placements")),
+            ("dtype", lambda row: short_name(row.dtype), True),
+            ("device", lambda row: str(row.device), len({row.device for row in self.rows}) > 1),
+            ("what", lambda row: row.what, True),
+            ("rule", lambda row: row.rule, self._any("rule")),
+            ("bytes", lambda row: f"{row.nbytes:,}", True),
+            ("how", lambda row: row.how + ": " * bool(row.why) + row.why + ", by " * bool(row.by) + row.by, True),
+        )
+        shown = [(heading, text) for heading, text, there in columns if there]
+        lines = [[heading for heading, _ in shown], *([text(row) for _, text in shown] for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
