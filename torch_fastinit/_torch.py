@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -61,6 +62,13 @@ conj, neg_view = torch._conj, torch._neg_view
 #: The types of tensors that are certainly no DTensor, and as such go without being looked at.
 ORDINARY = frozenset({torch.Tensor, torch.nn.Parameter})
 
+
+@functools.cache
+def float8_saturates() -> bool:
+    """Whether a cast to float8_e4m3fn gives 448 past that as here and from torch 2.12 on, not NaN."""
+    return not torch.tensor(1e4, device="cpu").to(torch.float8_e4m3fn).isnan().item()
+
+
 # --- torch.distributed.tensor: looked for, not imported, since it is slow to import -----------------------------------
 
 
@@ -94,6 +102,10 @@ def split_of(placement: Any) -> tuple[int, int] | None:
 
 def shard_order_of(spec: Any) -> list[int] | None:
     """The order in which the dimensions of the mesh cut a DTensor, where it is another than theirs; else None."""
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    if any(isinstance(placement, _StridedShard) for placement in spec.placements):
+        return None  # these say it themselves; torch 2.10 has it in both places
     order = getattr(spec, "shard_order", None) or ()
     cuts = [mesh_dim for entry in order for mesh_dim in entry.mesh_dims]
     return cuts if any(a > b for entry in order for a, b in zip(entry.mesh_dims, entry.mesh_dims[1:])) else None

@@ -73,5 +73,7 @@ def test_batch_norm_in_evaluation_mode_leaves_its_statistics_alone(same_as_eager
     with fastinit.deferred():
         ours = Net()
     how = {row.name: row.how for row in fastinit.plan(ours).rows}
-    assert how["norm.running_mean"] == how["instance.running_var"] == "one pass"
+    assert how["norm.running_mean"] == "one pass"
+    if torch.__version__ >= (2, 11):  # before, instance_norm writes the same statistics back
+        assert how["instance.running_var"] == "one pass"
     assert how["trained.running_mean"] == "replayed"

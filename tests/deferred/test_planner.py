@@ -13,6 +13,7 @@ from support.comparison import same_bits, tensors_of
 from torch import nn
 
 import torch_fastinit as fastinit
+from torch_fastinit._torch import float8_saturates
 from torch_fastinit.execution.executor import Executor
 from torch_fastinit.initializers import Normal, Sparse
 from torch_fastinit.ops import Fill, fill
@@ -205,6 +206,8 @@ def test_every_step_is_torchs_own(dtype, draw):
     draws = assign_draws(targets)
     folded, replayed = (Planner(draws, fold=fold).plan(targets) for fold in (True, False))
     across = {"cast", "cast, times", "times, cast", "float8", "other float8"} if dtype is torch.float64 else set()
+    if not float8_saturates():
+        across |= {"float8"}
     for name, one in zip(CHANGES, folded, strict=True):
         assert one.source.how == ("replayed" if name in across else "one pass"), name
     for name, *pair in zip(

@@ -60,6 +60,7 @@ def test_parameters_and_their_views(function: Callable[[Tensor], Tensor]) -> Non
 
 @pytest.mark.parametrize("function", [init.zeros_, init.normal_, init.orthogonal_])
 def test_a_compiled_function_is_traced_whole(function: Callable[[Tensor], Tensor]) -> None:
+    torch.compiler.reset()
     weight = nn.Parameter(torch.ones(4, 4))
     compiled = torch.compile(lambda p: function(p * 2) * 1, fullgraph=True, backend="eager")
     assert not torch.equal(compiled(weight), weight * 2)

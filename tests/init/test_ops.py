@@ -410,6 +410,8 @@ RANDOM = ["uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "kaiming_no
 
 
 @pytest.mark.parametrize("name", RANDOM)
+# torch 2.10's profiler warns so of every profile.
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events:UserWarning")
 def test_whoever_watches_sees_the_op(name: str) -> None:
     fill = MATRICES[name]
     t = torch.zeros(4, 3)

@@ -48,11 +48,15 @@ def load(name: str) -> ModuleType:
     return module
 
 
+def need_fused_fma() -> None:
+    if tuple(map(int, version("triton").split(".")[:2])) < (3, 9):
+        pytest.skip("the interpreter's fma is not fused before Triton 3.9")
+
+
 @pytest.fixture(scope="module")
 def interpreted() -> Iterator[ModuleType]:
     """The kernels as Triton's interpreter runs them, on CPU tensors."""
-    if tuple(map(int, version("triton").split(".")[:2])) < (3, 9):
-        pytest.skip("the interpreter's fma is not fused before Triton 3.9")
+    need_fused_fma()
     if torch.cuda.is_available():
         pytest.skip("Triton compiles for the GPU in this process, and interprets only where there is none")
     with pytest.MonkeyPatch.context() as patch:
@@ -216,6 +220,7 @@ def test_triton_is_imported_only_when_used() -> None:
 
 
 def test_forced_by_the_environment() -> None:
+    need_fused_fma()
     code = (
         "import torch, torch_fastinit as f; t = torch.empty(100); torch.manual_seed(0); f.init.normal_(t);"
         "print(f.backends()['cpu']); f.backends(cpu='cpu'); u = torch.empty(100); torch.manual_seed(0);"

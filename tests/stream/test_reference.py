@@ -12,6 +12,8 @@ import torch
 from support import reference
 from support.bits import bits_of, name_of
 
+from torch_fastinit._torch import float8_saturates
+
 HEADER = reference.PAGE.parents[1] / "csrc" / "coefficients.h"
 
 
@@ -79,6 +81,8 @@ def test_narrow_rounding_is_that_of_torch(dtype: torch.dtype) -> None:
     low = np.array([0, 1, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xF000, 0xFFFF], dtype=np.uint32)
     x = (high | low).view(np.float32).ravel()
     x = np.where(np.isnan(x), np.float32(0), x)
+    if dtype is torch.float8_e4m3fn and not float8_saturates():  # torch before 2.12: NaN past the largest value
+        x = x[np.abs(x) <= 448]
     ours = reference.round_narrow(x, name_of(dtype))
     np.testing.assert_array_equal(ours, bits_of(torch.from_numpy(x).to(dtype)))
 

@@ -9,10 +9,19 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+from torch.distributed.tensor import debug
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 T = TypeVar("T")
+
+
+def _clear_sharding_prop_cache() -> None:
+    """Its own name from torch 2.11 on; two names before."""
+    if hasattr(debug, "_clear_sharding_prop_cache"):
+        debug._clear_sharding_prop_cache()
+        return
+    debug._clear_fast_path_sharding_prop_cache()
+    debug._clear_python_sharding_prop_cache()
 
 
 @contextlib.contextmanager

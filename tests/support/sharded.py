@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import torch_fastinit as fastinit
+from torch_fastinit._torch import fsdp_parameters
 
 
 class Corners(nn.Module):
@@ -106,12 +107,10 @@ def different(model: nn.Module, indices: nn.Module, expected: nn.Module, strip: 
 def twice_in_memory(model: nn.Module) -> list[str]:
     """Parameters whose padded memory, which `fully_shard` keeps, is not that of the shard."""
     found = []
-    for module in model.modules():
-        for group in module._get_fsdp_state()._fsdp_param_groups if hasattr(module, "_get_fsdp_state") else ():
-            for one in group.fsdp_params:
-                shard, padded = one.sharded_param._local_tensor, one._sharded_param_data
-                if shard.untyped_storage().data_ptr() != padded.untyped_storage().data_ptr():
-                    found.append(one._module_info.param_name)
+    for one in fsdp_parameters(model):
+        shard, padded = one.sharded_param._local_tensor, one._sharded_param_data
+        if shard.untyped_storage().data_ptr() != padded.untyped_storage().data_ptr():
+            found.append(one._module_info.param_name)
     return found
 
 

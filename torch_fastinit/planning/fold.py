@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from torch_fastinit._torch import float8_saturates
 from torch_fastinit.codes import MAX_STEPS, Op
 from torch_fastinit.initializers import PROGRAMMABLE, Constant, Dirac, Eye, Initializer, Normal, Program, Sparse, Step
 from torch_fastinit.ops import RANDOM_DTYPES
@@ -160,6 +161,8 @@ def _initializer_after(
         for op, c in operations:
             element = element * c if op is Op.MUL else element + c if op is Op.ADD else element / c
         return Constant(element.to(dtype).item())
+    if torch.float8_e4m3fn in (before, dtype) and not float8_saturates():
+        return None
     if not operations:
         if isinstance(initializer, (Eye, Dirac)):
             return initializer if dtype in RANDOM_DTYPES else None
