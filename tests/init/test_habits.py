@@ -2,7 +2,7 @@
 
 Drop-in: `fastinit.init` in the place of `torch.nn.init`. Deferred: built and initialised inside `deferred()`, or built
 inside and initialised outside: the same bits. Parity: `replay="torch"`, bit-equal, the generator included.
-The recipes are those of docs/recipes.md, and initialisers of docs/porting.md that torch has.
+The recipes are those of docs/recipes.md, and the rows of docs/porting.md in the forms that torch has.
 """
 
 from __future__ import annotations
@@ -212,6 +212,99 @@ def structured(model: Any, init: Any) -> None:
 def truncated(model: Any, init: Any) -> None:
     init.trunc_normal_(model[0].weight, std=0.02)
     init.trunc_normal_(model[1].weight, std=0.02, a=-0.04, b=0.04)
+
+
+def backbone() -> nn.Module:
+    return nn.ModuleDict({"backbone": nn.Sequential(nn.Linear(20, 20), nn.LayerNorm(20)), "head": nn.Linear(20, 5)})
+
+
+@habit(backbone)
+def frozen_backbone_and_fresh_head(model: Any, init: Any) -> None:
+    pretrained = {"0.weight": torch.eye(20), "0.bias": torch.zeros(20), "1.weight": torch.ones(20)}
+    model.backbone.load_state_dict({**pretrained, "1.bias": torch.full((20,), 0.5)})
+    model.backbone.requires_grad_(False)
+    init.trunc_normal_(model.head.weight, std=0.01)
+    init.zeros_(model.head.bias)
+
+
+@habit(lambda: nn.Sequential(nn.LazyLinear(12), nn.ReLU(), nn.LazyLinear(3)))
+def lazily_shaped_layers(model: Any, init: Any) -> None:
+    for layer, width in zip((model[0], model[2]), (7, 12), strict=True):
+        layer.initialize_parameters(torch.empty(2, width))
+        init.xavier_normal_(layer.weight)
+        init.zeros_(layer.bias)
+
+
+# The rows of docs/porting.md, as who has torch alone writes them.
+FI, FO = 40, 60  # of the layer: its fans
+FA = (FI + FO) / 2
+CUT = 0.87962566103423978
+ROWS: dict[str, Callable[[Any, torch.Tensor], object]] = {
+    "uniform": lambda init, w: init.uniform_(w),
+    "uniform, Keras": lambda init, w: init.uniform_(w, -0.05, 0.05),
+    "uniform, JAX": lambda init, w: init.uniform_(w, 0.0, 0.01),
+    "uniform, MXNet": lambda init, w: init.uniform_(w, -0.07, 0.07),
+    "normal": lambda init, w: init.normal_(w),
+    "normal, Keras": lambda init, w: init.normal_(w, 0.0, 0.05),
+    "normal, JAX and MXNet": lambda init, w: init.normal_(w, std=0.01),
+    "truncated normal": lambda init, w: init.trunc_normal_(w),
+    "truncated normal, Keras": lambda init, w: init.trunc_normal_(w, 0.0, 0.05, -0.1, 0.1),
+    "truncated normal, JAX": lambda init, w: init.trunc_normal_(w, std=0.01, a=-0.02, b=0.02),
+    "truncated normal, timm's tf": lambda init, w: init.trunc_normal_(w).mul_(0.02),
+    "constant": lambda init, w: init.constant_(w, 0.3),
+    "ones": lambda init, w: init.ones_(w),
+    "identity": lambda init, w: init.eye_(w),
+    "identity with a gain": lambda init, w: init.eye_(w).mul_(2.0),
+    "glorot uniform": lambda init, w: init.xavier_uniform_(w),
+    "glorot normal": lambda init, w: _truncated(init, w, 1 / FA),
+    "xavier normal": lambda init, w: init.xavier_normal_(w, gain=init.calculate_gain("tanh")),
+    "he uniform": lambda init, w: init.kaiming_uniform_(w),
+    "he normal": lambda init, w: _truncated(init, w, 2 / FI),
+    "kaiming normal": lambda init, w: init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu"),
+    "lecun uniform": lambda init, w: init.uniform_(w, -math.sqrt(3 / FI), math.sqrt(3 / FI)),
+    "lecun normal": lambda init, w: _truncated(init, w, 1 / FI),
+    "linear's own": lambda init, w: init.kaiming_uniform_(w, a=math.sqrt(5)),
+    "variance scaling, normal": lambda init, w: init.normal_(w, std=math.sqrt(3 / FO)),
+    "MXNet's Xavier, gaussian": lambda init, w: init.normal_(w, std=math.sqrt(3 / FA)),
+    "MXNet's MSRAPrelu": lambda init, w: init.normal_(w, std=math.sqrt(2 / (1 + 0.25**2) / FA)),
+    "Flax's Embed": lambda init, w: init.normal_(w, std=FI**-0.5),
+    "orthogonal": lambda init, w: init.orthogonal_(w),
+    "orthogonal, MXNet": lambda init, w: init.orthogonal_(w, gain=2**0.5),
+    "a weight that is (in, out)": lambda init, w: init.kaiming_normal_(w.t()),
+}
+
+
+def _truncated(init: Any, w: torch.Tensor, variance: float) -> None:
+    std = math.sqrt(variance) / CUT
+    init.trunc_normal_(w, std=std, a=-2 * std, b=2 * std)
+
+
+def row(write: Callable[[Any, torch.Tensor], object], model: Any, init: Any) -> None:
+    with torch.no_grad():
+        write(init, model.weight)
+        init.zeros_(model.bias)
+
+
+HABITS.update({name: (lambda: nn.Linear(FI, FO), functools.partial(row, write)) for name, write in ROWS.items()})
+
+
+@habit(lambda: nn.LSTM(24, 32))
+def bias_of_an_lstm_as_in_mxnet(model: Any, init: Any) -> None:
+    init.zeros_(model.bias_hh_l0)
+    init.zeros_(model.bias_ih_l0)
+    init.ones_(model.bias_ih_l0.data[32:64])
+
+
+@habit(lambda: nn.Conv2d(4, 8, 3, bias=False))
+def delta_orthogonal_as_in_jax(model: Any, init: Any) -> None:
+    init.zeros_(model.weight)
+    init.orthogonal_(model.weight.data[:, :, 1, 1])
+
+
+@habit(lambda: nn.ConvTranspose2d(3, 3, 4, stride=2, groups=3, bias=False))
+def bilinear_as_in_mxnet(model: Any, init: Any) -> None:
+    line = 1 - (torch.arange(4) / 2 - 0.75).abs()
+    model.weight.data.copy_(torch.outer(line, line))
 
 
 def built(name: str, init: Any = nn.init) -> nn.Module:
