@@ -222,6 +222,7 @@ def cases(side: int = 4096, tail: int = 1 << 20) -> list[Case]:
     )
     orthogonal = ("orthogonal_", torch.float32, torch_init.orthogonal_, ours.orthogonal_)
     half, quarter, eighth = side // 2, side // 4, side // 16
+    rows += [Case(*orthogonal, shape=shape) for shape in ((64, 64), (128, 128), (512, 512))]
     rows += [Case(*orthogonal, shape=shape) for shape in ((half, half), (side, quarter), (quarter, side))]
     rows.append(
         Case(
