@@ -1,4 +1,8 @@
-"""Every private name of torch that is used here, as of torch 2.10 to 2.13. If one is missing, this import says so."""
+"""Every private name of torch that is used here, all of them seen in torch 2.10 to 2.15 (docs/versions.md).
+
+What torch itself should have is looked for when this module is imported, what its other packages should have when it is
+needed: either way an error says what is missing, instead of an AttributeError in the middle of a constructor.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +11,59 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
 from torch._C import DispatchKey, DispatchKeySet
-from torch.autograd import profiler
+from torch._ops import OpOverload as OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+
+
+def _missing(name: str) -> str:
+    return (
+        f"torch {torch.__version__} has no {name}, which torch_fastinit needs; torch 2.10 to 2.15 have it: install one "
+        "of these, or a newer torch_fastinit"
+    )
+
+
+def _private(name: str) -> Any:
+    """What has this name in torch, given as "module:attribute.attribute"."""
+    try:
+        return resolve_name(name)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(_missing(name.replace(":", "."))) from error
+
+
+def attribute(owner: Any, name: str) -> Any:
+    """A private attribute of an object of torch's."""
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        raise RuntimeError(_missing(f"{getattr(owner, '__name__', type(owner).__name__)}.{name}")) from error
+
 
 # --- the dispatcher ---------------------------------------------------------------------------------------------------
 
-#: The dispatch keys of a tensor, and those that a thread adds to every tensor's.
-keys_of_tensor = torch._C._dispatch_keys
-keys_of_thread = torch._C._dispatch_tls_local_include_set
+#: The dispatch keys of a tensor, those that a thread adds to every tensor's, and whether it leaves one out.
+keys_of_tensor = _private("torch:_C._dispatch_keys")
+keys_of_thread = _private("torch:_C._dispatch_tls_local_include_set")
+leaves_out = _private("torch:_C._dispatch_tls_is_dispatch_key_excluded")
 #: The dispatch modes that a thread is in: how many, the n-th, and the last one taken away (of any kind: None) or added.
-dispatch_depth = torch._C._len_torch_dispatch_stack
-dispatch_mode_at = torch._C._get_dispatch_stack_at
-pop_dispatch_mode = torch._C._pop_torch_dispatch_stack
-push_dispatch_mode = torch._C._push_on_torch_dispatch_stack
+dispatch_depth = _private("torch:_C._len_torch_dispatch_stack")
+dispatch_mode_at = _private("torch:_C._get_dispatch_stack_at")
+pop_dispatch_mode = _private("torch:_C._pop_torch_dispatch_stack")
+push_dispatch_mode = _private("torch:_C._push_on_torch_dispatch_stack")
 #: Whether a thread runs `__torch_function__`, and of what; a context without that of subclasses.
-TorchFunctionState = torch._C._TorchFunctionState  # type: ignore[attr-defined]
-torch_function_state = torch._C._get_torch_function_state  # type: ignore[attr-defined]
-set_torch_function_state = torch._C._set_torch_function_state  # type: ignore[attr-defined]
-DisableTorchFunctionSubclass = torch._C.DisableTorchFunctionSubclass
-disabled_torch_function = torch._C._disabled_torch_function_impl
-set_grad_enabled = torch._C._set_grad_enabled
-set_default_dtype = torch._C._set_default_dtype
+TorchFunctionState = _private("torch:_C._TorchFunctionState")
+torch_function_state = _private("torch:_C._get_torch_function_state")
+set_torch_function_state = _private("torch:_C._set_torch_function_state")
+DisableTorchFunctionSubclass = _private("torch:_C.DisableTorchFunctionSubclass")
+disabled_torch_function = _private("torch:_C._disabled_torch_function_impl")
+set_grad_enabled = _private("torch:_C._set_grad_enabled")
+set_default_dtype = _private("torch:_C._set_default_dtype")
 CPU_KERNELS = DispatchKeySet(DispatchKey.CPU)
+PYTHON_KEY = DispatchKey.Python
 
 
 def _key_set(*names: str) -> int:
@@ -46,18 +78,44 @@ PLAIN_TENSOR = _key_set("CPU", "AutogradCPU", "ADInplaceOrView", "AutocastCPU")
 PLAIN_THREAD = _key_set("BackendSelect", "ADInplaceOrView")
 
 
+#: A module, whose `_is_profiler_enabled` changes.
+_profiler = _private("torch.autograd:profiler")
+_private("torch.autograd:profiler._is_profiler_enabled")
+
+
 def watched() -> bool:
     """Whether torch would show the ops of this thread to anybody: modes, function transforms, tracers, profilers."""
-    return keys_of_thread().raw_repr() != PLAIN_THREAD or profiler._is_profiler_enabled
+    return bool(keys_of_thread().raw_repr() != PLAIN_THREAD or _profiler._is_profiler_enabled)
 
 
-# --- tensors ----------------------------------------------------------------------------------------------------------
+# --- tensors and their memory -----------------------------------------------------------------------------------------
 
-increment_version = torch._C._increment_version
-is_alias_of = torch._C._is_alias_of  # type: ignore[attr-defined]
-make_wrapper_subclass = torch.Tensor._make_wrapper_subclass
-swap_tensor_impl = torch._C._swap_tensor_impl
-conj, neg_view = torch._conj, torch._neg_view
+increment_version = _private("torch:_C._increment_version")
+is_alias_of = _private("torch:_C._is_alias_of")
+make_wrapper_subclass = _private("torch:Tensor._make_wrapper_subclass")
+make_subclass = _private("torch:Tensor._make_subclass")
+swap_tensor_impl = _private("torch:_C._swap_tensor_impl")
+conj, neg_view = _private("torch:_conj"), _private("torch:_neg_view")
+#: Of a tensor: its base, if it is a view (or what autograd has of it), whether it is one, and who else holds it.
+base_of: Callable[[torch.Tensor], torch.Tensor | None] = _private("torch:Tensor._base").__get__
+is_view: Callable[[torch.Tensor], bool] = _private("torch:Tensor._is_view")
+use_count: Callable[[torch.Tensor], int] = _private("torch:Tensor._use_count")
+#: As code in C++ sees them, whatever a subclass says: `.data`, and where a tensor is.
+data_in_c = _private("torch:_C.TensorBase.data")
+device_in_c: Callable[[torch.Tensor], torch.device] = _private("torch:_C.TensorBase.device").__get__
+#: Makes code in C++ that asks for a tensor's address raise.
+refuse_address = _private("torch:_C._set_throw_on_mutable_data_ptr")
+#: Where a storage is noted in C++, which tells it from others; pointers to one that do not keep it alive.
+storage_id: Callable[[torch.UntypedStorage], int] = _private("torch:UntypedStorage._cdata").__get__
+weak_pointer = _private("torch:UntypedStorage._weak_ref")
+storage_at = _private("torch:UntypedStorage._new_with_weak_ptr")
+free_weak_pointer = _private("torch:UntypedStorage._free_weak_ref")
+
+# --- functions of torch.nn that are replaced while a tape lives -------------------------------------------------------
+
+no_grad_trunc_normal_ = _private("torch.nn:init._no_grad_trunc_normal_")
+load_from_state_dict = _private("torch.nn:Module._load_from_state_dict")
+apply_to_all = _private("torch.nn:Module._apply")
 
 #: The types of tensors that are certainly no DTensor, and as such go without being looked at.
 ORDINARY = frozenset({torch.Tensor, torch.nn.Parameter})
@@ -76,7 +134,7 @@ def spec_of(tensor: torch.Tensor) -> Any:
     """The spec of a DTensor (its mesh, placements, logical shape); None for another tensor."""
     # Until the module has been imported there is no DTensor; while it is being imported, there may be no name for it.
     kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
-    return tensor._spec if kind is not None and isinstance(tensor, kind) else None
+    return attribute(tensor, "_spec") if kind is not None and isinstance(tensor, kind) else None
 
 
 def is_partial(tensor: torch.Tensor) -> bool:
@@ -87,24 +145,26 @@ def is_partial(tensor: torch.Tensor) -> bool:
 
 def local_of(tensor: torch.Tensor) -> torch.Tensor:
     """The local tensor of a DTensor itself, where `to_local()` is an operation that autograd sees."""
-    local: torch.Tensor = tensor._local_tensor  # type: ignore[attr-defined]
+    local: torch.Tensor = attribute(tensor, "_local_tensor")
     return local
+
+
+def _strided_shard() -> Any:
+    return _private("torch.distributed.tensor.placement_types:_StridedShard")
 
 
 def split_of(placement: Any) -> tuple[int, int] | None:
     """The dimension that a placement shards and its split factor, 1 for a `Shard`; None if it is no shard."""
-    from torch.distributed.tensor.placement_types import Shard, _StridedShard
+    from torch.distributed.tensor.placement_types import Shard
 
-    if isinstance(placement, _StridedShard):  # asked first: it may be a subclass of Shard
+    if isinstance(placement, _strided_shard()):  # asked first: it may be a subclass of Shard
         return placement.dim, int(placement.split_factor)
     return (placement.dim, 1) if isinstance(placement, Shard) else None
 
 
 def shard_order_of(spec: Any) -> list[int] | None:
     """The order in which the dimensions of the mesh cut a DTensor, where it is another than theirs; else None."""
-    from torch.distributed.tensor.placement_types import _StridedShard
-
-    if any(isinstance(placement, _StridedShard) for placement in spec.placements):
+    if any(isinstance(placement, _strided_shard()) for placement in spec.placements):
         return None  # these say it themselves; torch 2.10 has it in both places
     order = getattr(spec, "shard_order", None) or ()
     cuts = [mesh_dim for entry in order for mesh_dim in entry.mesh_dims]
@@ -142,10 +202,10 @@ def fsdp_parameters(module: torch.nn.Module) -> Iterator[Any]:
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
     for child in module.modules() if kind is not None else ():
         if isinstance(child, kind):  # type: ignore[arg-type]
-            state: Any = child._get_fsdp_state()
-            groups = getattr(state, "_fsdp_param_groups", None)  # torch 2.10 has one of them
-            if groups is None:
-                groups = [group for group in (state._fsdp_param_group,) if group is not None]
+            state: Any = attribute(child, "_get_fsdp_state")()
+            groups = getattr(state, "_fsdp_param_groups", None)
+            if groups is None:  # torch 2.10 has one of them
+                groups = [group for group in (attribute(state, "_fsdp_param_group"),) if group is not None]
             for group in groups:
                 yield from group.fsdp_params
 

@@ -18,8 +18,10 @@ from torch.overrides import has_torch_function_unary
 from torch_fastinit._torch import (
     ORDINARY,
     PLAIN_TENSOR,
+    base_of,
     increment_version,
     is_partial,
+    is_view,
     keys_of_tensor,
     spec_of,
     watched,
@@ -173,7 +175,7 @@ def write_whole(write: Callable[..., object], tensor: Tensor, *args: Any) -> Ten
 
 def warn_if_computed(tensor: Tensor) -> None:
     """Warn of a write to what autograd computed, but for views of what it did not. (Under no_grad nothing tells.)"""
-    origin = tensor._base if tensor._is_view() else tensor
+    origin = base_of(tensor) if is_view(tensor) else tensor
     if origin is None or origin.grad_fn is None or torch.compiler.is_compiling():
         return
     level, frame = 1, sys._getframe(0)

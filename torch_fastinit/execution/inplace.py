@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit._torch import increment_version, local_of, spec_of
+from torch_fastinit._torch import increment_version, local_of, spec_of, storage_id
 from torch_fastinit.execution.agreement import Agreement
 from torch_fastinit.execution.executor import Executor
 from torch_fastinit.execution.rules import record, refused
@@ -143,7 +143,7 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 
 def _memory_of(tensor: torch.Tensor) -> int:
     local = local_of(tensor) if spec_of(tensor) is not None else tensor
-    return int(local.untyped_storage()._cdata)
+    return storage_id(local.untyped_storage())
 
 
 class _StandIns:
@@ -171,10 +171,10 @@ class _StandIns:
 
     def _value(self, real: torch.Tensor) -> Value:
         memory = real.untyped_storage()
-        storage = self._storages.get(memory._cdata)
+        storage = self._storages.get(storage_id(memory))
         if storage is None:
             base = torch.empty(memory.nbytes(), dtype=torch.uint8, device="meta")
-            storage = self._storages[memory._cdata] = Storage(base, real.device, self._tape)
+            storage = self._storages[storage_id(memory)] = Storage(base, real.device, self._tape)
             source = Value(base, Storage(base, real.device, self._tape))
             source.storage.captured = memory
             whole = Value(base, storage)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit._torch import mesh_device, spec_of
+from torch_fastinit._torch import mesh_device, spec_of, storage_id
 from torch_fastinit.execution.swap import exchange
 from torch_fastinit.planning.tensors import PADDING, Target, is_plain_meta
 from torch_fastinit.planning.written import contents, is_written
@@ -258,7 +258,7 @@ def _stand_in(tensor: torch.Tensor, device: torch.device | None, memory: dict[in
             if tensor.is_meta:  # its own storage says what shares memory with it
                 shadow = tensor.detach()
                 empty = Storage(_all_memory(shadow), device or torch.device("cpu"), tape)
-                value = Value(shadow, memory.setdefault(shadow.untyped_storage()._cdata, empty))
+                value = Value(shadow, memory.setdefault(storage_id(shadow.untyped_storage()), empty))
             else:
                 value = _copy(adopt(tensor.detach(), tape), tape)
             cls = type(tensor)

@@ -12,7 +12,17 @@ from typing import Any
 
 import torch
 
-from torch_fastinit._torch import dtensor_around, set_spec, spec_of, spec_with_dtype, swap_tensor_impl
+from torch_fastinit._torch import (
+    base_of,
+    dtensor_around,
+    is_view,
+    make_subclass,
+    set_spec,
+    spec_of,
+    spec_with_dtype,
+    swap_tensor_impl,
+    use_count,
+)
 from torch_fastinit.recording.memory import failure
 from torch_fastinit.recording.tensor import set_class
 
@@ -74,12 +84,12 @@ def refuse_held(names: Sequence[str], deferred: Sequence[torch.Tensor]) -> None:
 
 
 def _held(names: Sequence[str], deferred: Sequence[torch.Tensor]) -> list[str]:
-    found = [(name, tensor) for name, tensor in zip(names, deferred, strict=True) if tensor._use_count() > 1]  # type: ignore[attr-defined]
+    found = [(name, tensor) for name, tensor in zip(names, deferred, strict=True) if use_count(tensor) > 1]
     if not found:
         return []
     let_go = {id(tensor.grad) for tensor in deferred if tensor.is_leaf}
     for tensor in deferred:
-        base = tensor._base
+        base = base_of(tensor)
         if base is not None and not base.requires_grad:  # so there is no accumulator
             let_go |= {id(base), id(tensor)}
     nodes = [tensor.grad_fn for tensor in deferred if tensor.grad_fn is not None]
@@ -100,14 +110,14 @@ def finished(old: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     attributes = dict(old.__dict__)
     del attributes["_value"]
     cls = torch.nn.Parameter if attributes.pop("_is_param", False) else getattr(old, "_eager_class", None)
-    if cls is torch.nn.Parameter and not real._is_view():  # nobody else has this object: no need for another one
+    if cls is torch.nn.Parameter and not is_view(real):  # nobody else has this object: no need for another one
         set_class(real, cls)
         real.requires_grad = old.requires_grad
     elif cls is not None:
-        real = torch.Tensor._make_subclass(cls, real, old.requires_grad)
+        real = make_subclass(cls, real, old.requires_grad)
     elif old.requires_grad:
         real = real.detach().requires_grad_()
-    elif real._is_view():
+    elif is_view(real):
         real = real.detach()
     if attributes:
         real.__dict__.update(attributes)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit._torch import fsdp_parameters, local_of, spec_of
+from torch_fastinit._torch import attribute, fsdp_parameters, local_of, spec_of
 from torch_fastinit.ops import Region
 from torch_fastinit.recording.memory import kept_on_meta
 from torch_fastinit.recording.tape import Value
@@ -251,7 +251,7 @@ def targets_of(module: torch.nn.Module) -> list[Target]:
     targets = list({id(target): target for target in found.values()}.values())
     for parameter in fsdp_parameters(module):
         known = found.get(id(parameter.sharded_param))
-        padded = parameter._sharded_param_data
+        padded = attribute(parameter, "_sharded_param_data")
         if known is not None and known.spec is not None and padded.is_meta:
             known.on_cpu = parameter.offload_to_cpu
             targets.append(Target(f"{known.name}.{PADDING}", padded, "padding"))

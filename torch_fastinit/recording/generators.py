@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_fastinit._torch import CPU_KERNELS, pop_dispatch_mode, push_dispatch_mode
+from torch_fastinit._torch import CPU_KERNELS, OpOverload, TorchDispatchMode, pop_dispatch_mode, push_dispatch_mode
 from torch_fastinit.forks import give_way, lock_before_forks
 from torch_fastinit.recording.originals import manual_seed
 from torch_fastinit.recording.schema import signature_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torch_fastinit._torch import conj, neg_view
+from torch_fastinit._torch import conj, free_weak_pointer, neg_view, storage_at, weak_pointer
 
 
 @dataclass(slots=True)
@@ -103,9 +103,9 @@ class FinalMemory:
 
     def __init__(self, name: str, memory: torch.UntypedStorage | None) -> None:
         self._name = name
-        self._pointer: Any = None if memory is None else memory._weak_ref()
+        self._pointer: Any = None if memory is None else weak_pointer(memory)
 
-    def __del__(self, free: Callable[[int], None] = torch.UntypedStorage._free_weak_ref) -> None:
+    def __del__(self, free: Callable[[int], None] = free_weak_pointer) -> None:
         pointer = getattr(self, "_pointer", None)  # an interrupt may have come before there is one
         if pointer is not None:
             free(pointer)
@@ -113,7 +113,7 @@ class FinalMemory:
     def __call__(self) -> torch.UntypedStorage:
         memory: torch.UntypedStorage | None = None
         if self._pointer is not None:
-            memory = torch.UntypedStorage._new_with_weak_ptr(self._pointer)
+            memory = storage_at(self._pointer)
         if memory is None:
             what = "in another dtype or on another device" if self._pointer is None else "and freed"
             raise RuntimeError(

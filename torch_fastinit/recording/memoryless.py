@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from torch_fastinit._torch import storage_id
 from torch_fastinit.recording.active import active
 from torch_fastinit.recording.schema import signature_of
 
@@ -85,7 +86,7 @@ class DeferredStorage(torch.UntypedStorage):
         """Inside a context, a number that identifies the memory, as an address would."""
         if active.tape is None:
             raise _no_storage(self, "data_ptr")
-        return int(self._cdata)
+        return storage_id(self)
 
     def is_shared(self) -> bool:
         return False

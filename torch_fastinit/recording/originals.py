@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torch_fastinit import orthogonal
+from torch_fastinit._torch import no_grad_trunc_normal_
 
 
 def clone(function: Callable[..., Any]) -> types.FunctionType:
@@ -21,7 +22,7 @@ def clone(function: Callable[..., Any]) -> types.FunctionType:
     return same
 
 
-trunc_normal_ = clone(torch.nn.init._no_grad_trunc_normal_)
+trunc_normal_ = clone(no_grad_trunc_normal_)
 sparse_ = clone(torch.nn.init.sparse_)
 dirac_ = clone(torch.nn.init.dirac_)
 orthogonal_ = clone(torch.nn.init.orthogonal_)

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_fastinit._torch import dispatch_depth, is_alias_of, push_dispatch_mode
+from torch_fastinit._torch import TorchDispatchMode, device_in_c, dispatch_depth, is_alias_of, push_dispatch_mode
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.creations import CONTIGUOUS, CREATIONS, EMPTY_SHAPED, SHAPES, Creation, empty_like
 from torch_fastinit.recording.generators import OwnGenerators, generator_by_name, is_default, same_state, states
@@ -27,7 +26,6 @@ from torch_fastinit.recording.tensor import (
     adopt,
     become,
     capture,
-    device_in_c,
     has_foreign_dispatch,
     read,
     tape_of,

@@ -15,7 +15,18 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedParameter, UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from torch_fastinit._torch import disabled_torch_function, local_of, make_wrapper_subclass, spec_of
+from torch_fastinit._torch import (
+    PYTHON_KEY,
+    data_in_c,
+    device_in_c,
+    disabled_torch_function,
+    leaves_out,
+    local_of,
+    make_wrapper_subclass,
+    refuse_address,
+    spec_of,
+    storage_id,
+)
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.memory import allocate, as_real, span
 from torch_fastinit.recording.memoryless import check_outside, makes_real, no_memory, storage_of
@@ -47,7 +58,7 @@ class Deferred(torch.Tensor):
     _is_param: bool
     _spreads = False  # whether results of operations keep the subclass
 
-    __torch_function__ = disabled_torch_function  # type: ignore[assignment]
+    __torch_function__ = disabled_torch_function
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """What the eager class makes: `type(old)(data, requires_grad=...)` is how libraries replace a parameter.
@@ -169,7 +180,7 @@ class Deferred(torch.Tensor):
             if self._value.storage.shared is not None:
                 return read(self._value).data_ptr()
             raise no_memory(self.shape, "it has no address")
-        return int(self._value.shadow.untyped_storage()._cdata) + int(self.storage_offset()) * self.element_size()
+        return storage_id(self._value.shadow.untyped_storage()) + int(self.storage_offset()) * self.element_size()
 
     def untyped_storage(self) -> torch.UntypedStorage:
         if active.tape is None and self._value.storage.shared is not None:
@@ -230,7 +241,7 @@ def _conversion(name: str) -> Callable[..., Any]:
     original = getattr(torch.Tensor, name)
 
     def convert(self: Deferred, *args: Any) -> Any:
-        if not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Python):
+        if not leaves_out(PYTHON_KEY):
             return original(self, *args)
         with outside():
             return original(read(self._value), *args)
@@ -298,9 +309,6 @@ def _deepcopy_uninitialized(self: Deferred, memo: dict[int, Any]) -> torch.Tenso
     return known
 
 
-#: Where a deferred tensor seems to be for code in C++.
-device_in_c: Callable[[torch.Tensor], torch.device] = torch._C.TensorBase.device.__get__
-
 #: Assigns to a tensor's `__class__`, bypassing any property of that name.
 set_class: Callable[[torch.Tensor, type[torch.Tensor]], None] = object.__dict__["__class__"].__set__
 
@@ -328,7 +336,7 @@ def wrap(value: Value, cls: type[Deferred] = Deferred, device: torch.device | No
         dtype=shadow.dtype,
         device=device or value.storage.device,
     )
-    torch._C._set_throw_on_mutable_data_ptr(tensor)  # code in C++ gets no address either
+    refuse_address(tensor)  # code in C++ gets no address either
     tensor._value = value
     return tensor
 
@@ -341,7 +349,7 @@ def uninitialized(like: torch.Tensor, device: torch.device, tape: Tape) -> Defer
 
 def become(tensor: Deferred, value: Value) -> None:
     """Let `tensor` show another value, as assigning to `.data` does."""
-    torch._C.TensorBase.data.__set__(tensor, wrap(value, device=device_in_c(tensor)))  # type: ignore[attr-defined]
+    data_in_c.__set__(tensor, wrap(value, device=device_in_c(tensor)))
     tensor._value = value
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torch_fastinit import orthogonal
+from torch_fastinit._torch import no_grad_trunc_normal_
 from torch_fastinit.orthogonal import COMPUTED_IN
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.generators import OwnGenerators, states
@@ -78,7 +79,7 @@ _record_dirac = _initializer(dirac_, random=False)
 
 
 PATCHES: dict[str, tuple[Any, Callable[..., Any]]] = {
-    "trunc_normal_": (torch.nn.init._no_grad_trunc_normal_, _initializer(trunc_normal_, random=True)),
+    "trunc_normal_": (no_grad_trunc_normal_, _initializer(trunc_normal_, random=True)),
     "sparse_": (torch.nn.init.sparse_, _sparse),
     "dirac_": (torch.nn.init.dirac_, _dirac),
     "orthogonal_": (torch.nn.init.orthogonal_, _orthogonal),

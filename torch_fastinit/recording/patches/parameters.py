@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from torch_fastinit._torch import DisableTorchFunctionSubclass
+from torch_fastinit._torch import (
+    DisableTorchFunctionSubclass,
+    apply_to_all,
+    data_in_c,
+    load_from_state_dict,
+    make_subclass,
+)
 from torch_fastinit.recording.active import active, applying, hidden_meta
 from torch_fastinit.recording.originals import clone
 from torch_fastinit.recording.tensor import Deferred, as_subclass, deferred_class, expose, holds_deferred, set_class
@@ -43,7 +49,7 @@ def _uninitialized_buffer(cls: Any, requires_grad: bool, device: Any, dtype: Any
     return _new_uninitialized_buffer(cls, requires_grad, device, dtype, persistent)
 
 
-_make_subclass: Callable[..., torch.Tensor] = torch.Tensor._make_subclass
+_make_subclass: Callable[..., torch.Tensor] = make_subclass
 _as_subclass: Callable[..., torch.Tensor] = torch.Tensor.as_subclass
 
 
@@ -65,7 +71,7 @@ def _tensor_as_subclass(self: torch.Tensor, cls: Any) -> torch.Tensor:
     return view
 
 
-_data: Any = torch._C.TensorBase.data
+_data: Any = data_in_c
 
 
 def _set_data(self: torch.Tensor, new: torch.Tensor) -> None:
@@ -103,7 +109,7 @@ def switch_makers(redirect: bool) -> None:
                 delattr(torch.Tensor, name)
 
 
-_load = clone(torch.nn.Module._load_from_state_dict)
+_load = clone(load_from_state_dict)
 
 
 def _load_from_state_dict(self: torch.nn.Module, *args: Any) -> None:
@@ -117,7 +123,7 @@ def _load_from_state_dict(self: torch.nn.Module, *args: Any) -> None:
         _load(self, *args)
 
 
-_apply_to_all = clone(torch.nn.Module._apply)
+_apply_to_all = clone(apply_to_all)
 
 
 def _apply(self: torch.nn.Module, fn: Any, recurse: bool = True) -> Any:
@@ -128,7 +134,7 @@ def _apply(self: torch.nn.Module, fn: Any, recurse: bool = True) -> Any:
 PATCHES: dict[str, tuple[Any, Callable[..., Any]]] = {
     "Parameter": (torch.nn.Parameter.__new__, _parameter),
     "UninitializedParameter": (UninitializedParameter.__new__, _uninitialized_parameter),
-    "_apply": (torch.nn.Module._apply, _apply),
-    "_load_from_state_dict": (torch.nn.Module._load_from_state_dict, _load_from_state_dict),
+    "_apply": (apply_to_all, _apply),
+    "_load_from_state_dict": (load_from_state_dict, _load_from_state_dict),
     "UninitializedBuffer": (UninitializedBuffer.__new__, _uninitialized_buffer),
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torch_fastinit._torch import local_of, spec_of
+from torch_fastinit._torch import attribute, local_of, spec_of
 from torch_fastinit.recording.originals import clone
 from torch_fastinit.recording.tensor import Deferred
 
@@ -120,8 +120,8 @@ def sharding_patches(known: Container[str]) -> dict[str, tuple[Any, Callable[...
     found: dict[str, tuple[Any, Callable[..., Any]]] = {}
     for (module, name), wrapped in _WRAPPED.items():
         function: Any = None if name in known else sys.modules.get(module)
-        for part in name.split("."):
-            function = getattr(function, part, None)
         if function is not None:
+            for part in name.split("."):
+                function = attribute(function, part)
             found[name] = (function, wrapped(clone(function)))
     return found
