@@ -13,7 +13,7 @@ STAMPS  := $(VENV)/.stamps
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.cuh csrc/*.h csrc/*/*.h \
 	tests/support/*.h tests/support/cuda_shim/* tests/support/emulated/*)
 
-.PHONY: help demo test test-distributed no-aarch64 zoo bench startup lint format build clean
+.PHONY: help demo test test-distributed test-versions wheel no-aarch64 zoo bench startup lint format build clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,9 @@ help:
 	@echo "             tests in an emulated aarch64, and the 118 MB that they fetch; JOBS=4 takes four processes, not two"
 	@echo "make test-distributed"
 	@echo "             of these, the tests of sharded models, on ranks that are processes of this machine"
+	@echo "make test-versions"
+	@echo "             its fast half under each torch and Python that the package promises: an hour or two, and 8 GB to fetch"
+	@echo "make wheel   a wheel for this Python, in dist/"
 	@echo "make zoo     every transformers architecture of at most 40 million parameters, against eager construction;"
 	@echo "             ARGS='--jobs 2' takes two processes, ARGS=--resume goes on after an interruption"
 	@echo "make bench   fills and models against torch, side by side: tables, JSON and pictures in build/"
@@ -38,6 +41,15 @@ test: build $(if $(filter 0,$(AARCH64)),no-aarch64,$(STAMPS)/aarch64)
 
 test-distributed: build
 	$(BIN)/python -m pytest tests/distributed $(ARGS)
+
+test-versions: $(STAMPS)/requirements
+	$(BIN)/python tools/versions.py --markdown build/versions.md $(ARGS)
+
+# The tag is that of this machine's glibc. .github/workflows/release.yml builds in an image with an old one.
+wheel: $(STAMPS)/requirements
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 no-aarch64:
 	@echo "AARCH64=0: the tests in an emulated aarch64 will be skipped"
