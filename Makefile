@@ -80,7 +80,7 @@ $(STAMPS)/requirements: requirements-dev.txt | $(BIN)/python
 	@mkdir -p $(STAMPS) && touch $@
 
 # What tests/kernels/test_neon.py compiles with and runs in, 118 MB to fetch; where that cannot be, those tests are skipped and say so.
-$(STAMPS)/aarch64: tools/aarch64.sh | $(BIN)/python
+$(STAMPS)/aarch64: tools/aarch64.sh tools/debian.sh | $(BIN)/python
 	@mkdir -p $(STAMPS)
 	@if tools/aarch64.sh $(VENV)/aarch64; then touch $@; else echo "no emulated aarch64: its tests will be skipped"; fi
 
