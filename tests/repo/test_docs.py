@@ -40,6 +40,7 @@ def run_page(text: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:torch.distributed")  # loading a checkpoint asks for a backend
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers", "ignore::FutureWarning:lightning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
