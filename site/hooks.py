@@ -1,4 +1,4 @@
-"""What `mkdocs build` does beside what mkdocs.yml says: formulas as MathML, and docstrings' examples as examples."""
+"""What `mkdocs build` does beside what mkdocs.yml says: formulas as MathML, and what docstrings mean."""
 
 import html
 import re
@@ -19,9 +19,10 @@ def on_page_content(text: str, **_: object) -> str:
     return FORMULA.sub(lambda m: convert(html.unescape(m[2]), display="inline" if m[1] == "span" else "block"), text)
 
 
-class Examples(griffe.Extension):
-    """Griffe knows the section "Examples:" alone, and one example is an "Example:"."""
+class Docstrings(griffe.Extension):
+    """Griffe knows the section "Examples:" alone, and one example is an "Example:". Pages that are named are links."""
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         if obj.docstring:
-            obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r"\b(docs/[\w-]+)\.md\b", r"[\1.md](../../\1/)", text)

@@ -21,6 +21,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 from support.browser import Browser, browsing, find
 
+import torch_fastinit as fastinit
+
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = sorted(path.name for path in (ROOT / "docs").glob("*.svg"))
 WIDTHS = (400, 1400)
@@ -116,6 +118,14 @@ def test_a_broken_link_is_found() -> None:
         "a/index.html": Page('<p id="there"><a href="..">right</a><a href="../#no">wrong</a><img src="c.svg">'),
     }
     assert broken(pages, pages.__contains__) == ["index.html: b/", "a/index.html: ../#no", "a/index.html: c.svg"]
+
+
+def test_every_public_name_is_in_the_reference(pages: dict[str, Page]) -> None:
+    modules, torchs_own = {"init", "like"}, {"calculate_gain"}
+    wanted = {f"torch_fastinit.{name}" for name in set(fastinit.__all__) - modules}
+    wanted |= {f"torch_fastinit.init.{name}" for name in set(fastinit.init.__all__) - torchs_own}
+    found = {anchor for name, page in pages.items() if name.startswith("reference/") for anchor in page.anchors}
+    assert wanted <= found, wanted - found
 
 
 def test_nothing_is_loaded_from_elsewhere(pages: dict[str, Page]) -> None:
