@@ -5,6 +5,7 @@
 
 PYTHON  ?= python3
 AARCH64 ?= 1
+BROWSER ?= 1
 JOBS    ?= 2
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -13,18 +14,20 @@ STAMPS  := $(VENV)/.stamps
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.cuh csrc/*.h csrc/*/*.h \
 	tests/support/*.h tests/support/cuda_shim/* tests/support/emulated/*)
 
-.PHONY: help demo test test-distributed test-versions wheel no-aarch64 zoo bench startup lint format build clean
+.PHONY: help demo test test-distributed test-versions wheel no-aarch64 docs zoo bench startup lint format build clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    build two real models, eagerly and with torch_fastinit; print a table and write demo.png"
 	@echo "make test    the whole test suite, doctests and the documentation's snippets; AARCH64=0 leaves out the"
-	@echo "             tests in an emulated aarch64, and the 118 MB that they fetch; JOBS=4 takes four processes, not two"
+	@echo "             tests in an emulated aarch64, and the 118 MB that they fetch, BROWSER=0 those of the site in a"
+	@echo "             browser, and its 90 MB; JOBS=4 takes four processes, not two"
 	@echo "make test-distributed"
 	@echo "             of these, the tests of sharded models, on ranks that are processes of this machine"
 	@echo "make test-versions"
 	@echo "             its fast half under each torch and Python that the package promises: an hour or two, and 8 GB to fetch"
 	@echo "make wheel   a wheel for this Python, in dist/"
+	@echo "make docs    the documentation as a site, in build/site; to read it: python3 -m http.server -d build/site"
 	@echo "make zoo     every transformers architecture of at most 40 million parameters, against eager construction;"
 	@echo "             ARGS='--jobs 2' takes two processes, ARGS=--resume goes on after an interruption"
 	@echo "make bench   fills and models against torch, side by side: tables, JSON and pictures in build/"
@@ -36,7 +39,8 @@ help:
 demo: build
 	$(BIN)/python -m examples.demo $(ARGS)
 
-test: build $(if $(filter 0,$(AARCH64)),no-aarch64,$(STAMPS)/aarch64)
+test: build $(STAMPS)/docs $(if $(filter 0,$(AARCH64)),no-aarch64,$(STAMPS)/aarch64) \
+		$(if $(filter 0,$(BROWSER)),,$(STAMPS)/chromium)
 	AARCH64=$(AARCH64) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-distributed: build
@@ -53,6 +57,9 @@ wheel: $(STAMPS)/requirements
 
 no-aarch64:
 	@echo "AARCH64=0: the tests in an emulated aarch64 will be skipped"
+
+docs: $(STAMPS)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 zoo: build
 	PYTHONPATH=tests $(BIN)/python -m models.zoo.zoo --markdown build/zoo.md $(ARGS)
@@ -92,9 +99,19 @@ $(STAMPS)/requirements: requirements-dev.txt | $(BIN)/python
 	@mkdir -p $(STAMPS) && touch $@
 
 # What tests/kernels/test_neon.py compiles with and runs in, 118 MB to fetch; where that cannot be, those tests are skipped and say so.
-$(STAMPS)/aarch64: tools/aarch64.sh | $(BIN)/python
+$(STAMPS)/aarch64: tools/aarch64.sh tools/debian.sh | $(BIN)/python
 	@mkdir -p $(STAMPS)
 	@if tools/aarch64.sh $(VENV)/aarch64; then touch $@; else echo "no emulated aarch64: its tests will be skipped"; fi
+
+# The site alone, which reads the sources and imports nothing of them, needs no torch.
+$(STAMPS)/docs: requirements-docs.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -r $<
+	@mkdir -p $(STAMPS) && touch $@
+
+# The browser of tests/repo/test_site.py, 90 MB to fetch where there is none on PATH.
+$(STAMPS)/chromium: tools/chromium.sh tools/debian.sh | $(BIN)/python
+	@mkdir -p $(STAMPS)
+	@if tools/chromium.sh $(VENV)/chromium; then touch $@; else echo "no browser: the tests of the site in one will be skipped"; fi
 
 # The installed package is this folder: only what the build reads, and the metadata, ask for a new installation.
 $(STAMPS)/package: setup.py pyproject.toml $(CXX_FILES) $(STAMPS)/requirements

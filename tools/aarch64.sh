@@ -13,24 +13,11 @@ packages=()
 command -v aarch64-linux-gnu-g++ >/dev/null || packages+=(g++-aarch64-linux-gnu)
 command -v qemu-aarch64-static >/dev/null || command -v qemu-aarch64 >/dev/null || packages+=(qemu-user-static)
 [ ${#packages[@]} -gt 0 ] || exit 0
-command -v apt-get dpkg-deb >/dev/null || { echo "there is no apt-get here" >&2; exit 1; }
 
-rm -rf "$1"
-mkdir -p "$1/debs" "$1/lists/partial" "$1/bin"
-root=$(cd "$1" && pwd)
-cd "$root/debs"
-apt() { apt-get -q -o APT::Sandbox::User="$(id -un)" -o Dir::Cache="$root/debs" "${lists[@]}" "$@"; }
-names() { apt --simulate --no-install-recommends install "${packages[@]}" | sed -n 's/^Inst \([^ ]*\) .*/\1/p'; }
-
-# The system's lists of packages may be missing or too old: then with lists of our own.
-lists=()
-if ! { wanted=$(names) && apt download $wanted; } >"$root/log" 2>&1; then
-    lists=(-o Dir::State::lists="$root/lists" -o Acquire::Retries=1 -o Acquire::http::Timeout=20)
-    { apt update && wanted=$(names) && apt download $wanted; } >>"$root/log" 2>&1 || { cat "$root/log" >&2; exit 1; }
-fi
-for package in *.deb; do dpkg-deb --extract "$package" "$root"; done
-cd "$root"
-rm -rf debs lists
+"$(dirname "$0")/debian.sh" "$1" "${packages[@]}"
+cd "$1"
+root=$PWD
+mkdir bin
 find usr/bin -name 'qemu-*' ! -name 'qemu-aarch64*' -delete # emulators of everything else
 
 for name in qemu-aarch64-static qemu-aarch64; do

@@ -204,20 +204,20 @@ def random_bits_(tensor: Tensor, *, seed: int, stream: int, offset: int = 0) -> 
 
     Element `i` (row-major, whatever the memory layout) is word `offset + i` of stream `stream` under `seed`: word `n`
     is word `n % 4` of Philox4x32-10 with the key `seed` and the counter `(n // 4, stream)`, each 64 bits, low word
-    first. Words are uniform on [-2**31, 2**31). The result depends on nothing but the arguments.
+    first. Words are uniform on `[-2**31, 2**31)`. The result depends on nothing but the arguments.
 
     Args:
         tensor: an int32 tensor of any shape and strides.
-        seed: the key; taken modulo 2**64.
-        stream: the upper half of the counter; taken modulo 2**64. See `torch_fastinit.stream_id`.
-        offset: the word that the first element receives, in [0, 2**66). Words past 2**66 wrap to word 0.
+        seed: the key; taken modulo `2**64`.
+        stream: the upper half of the counter; taken modulo `2**64`. See `torch_fastinit.stream_id`.
+        offset: the word that the first element receives, in `[0, 2**66)`. Words past `2**66` wrap to word 0.
 
     Returns:
         `tensor`.
 
     Raises:
         TypeError: `tensor` is not int32.
-        ValueError: `offset` is outside [0, 2**66).
+        ValueError: `offset` is outside `[0, 2**66)`.
         RuntimeError: elements of `tensor` share memory.
 
     Reference:

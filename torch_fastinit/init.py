@@ -104,8 +104,8 @@ def _has_no_elements(tensor: Tensor) -> bool:
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     r"""Fill `tensor` with $\mathcal{U}(a, b)$, on [a, b).
 
-    Values are a + (b - a) u, u one of 2**24 (float64: 2**53) equidistant values in [0, 1), rounded once to the dtype;
-    none is b or more unless a == b. A complex tensor has independent real and imaginary parts.
+    Values are a + (b - a) u, u one of `2**24` (float64: `2**53`) equidistant values in [0, 1), rounded once to the
+    dtype; none is b or more unless a == b. A complex tensor has independent real and imaginary parts.
 
     Args:
         tensor: any shape; a floating-point or complex dtype.

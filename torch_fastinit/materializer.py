@@ -67,7 +67,7 @@ def materialize(
             but for shards that `CPUOffloadPolicy` keeps there.
         dtype: a dtype, for floating-point and complex tensors, as in `module.to(dtype)`; or a function of a tensor's
             name and the deferred tensor that returns its dtype, or None for the dtype that it has.
-        seed: the key of the random stream, taken modulo 2**64. Default: drawn from torch's default generator, so
+        seed: the key of the random stream, taken modulo `2**64`. Default: drawn from torch's default generator, so
             `torch.manual_seed` governs. Of a sharded module, every rank draws, and all take what the mesh's first drew.
         names: a function from a tensor's name under `module` to its name in the random stream, for parts of a model.
         init: rules, for parameters whose initial values are to be others than those recorded: a mapping from names,

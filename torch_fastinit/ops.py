@@ -80,7 +80,7 @@ class Fill:
 
     `second` is the stream of the second draw, for an initializer that takes two. By default it is that of draw 1 of a
     tensor whose draw 0 is `stream`; a fill that is not a tensor's first draw must say. Seeds and streams count modulo
-    2**64.
+    `2**64`.
     """
 
     tensor: torch.Tensor

@@ -57,7 +57,7 @@ def stream_id(name: str) -> int:
         name: a parameter's or buffer's name as the root module gives it, such as `"layers.0.weight"`.
 
     Returns:
-        An integer in [0, 2**64): the little-endian BLAKE2b digest of 8 bytes of the name in UTF-8.
+        An integer in `[0, 2**64)`: the little-endian BLAKE2b digest of 8 bytes of the name in UTF-8.
 
     Example:
         >>> import torch_fastinit as fastinit

@@ -8,10 +8,13 @@ do not have.
 from __future__ import annotations
 
 import doctest
+import os
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -40,10 +43,16 @@ def run_page(text: str, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:torch.distributed")  # loading a checkpoint asks for a backend
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers", "ignore::FutureWarning:lightning")
+@pytest.mark.filterwarnings("ignore:GPU available but not used:UserWarning")  # Lightning's
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert run_page(text, str(page), monkeypatch, tmp_path) == text.count("```python")
+    before = torch.get_num_threads()
+    with mock.patch.dict(os.environ):  # launchers of processes set ranks, ports and threads
+        blocks = run_page(text, str(page), monkeypatch, tmp_path)
+    torch.set_num_threads(before)
+    assert blocks == text.count("```python")
 
 
 @pytest.mark.parametrize(
