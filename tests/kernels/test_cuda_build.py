@@ -119,6 +119,23 @@ def test_built_without_nvcc_when_told(tmp_path: Path) -> None:
         assert ("FASTINIT_CUDA" in ninja) is has
 
 
+@needs_cuda
+def test_for_the_architectures_that_are_named(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['setup.py', '--version']; import runpy; n = runpy.run_path('setup.py');"
+        f"p = n['Path']({str(tmp_path)!r}); n['write_ninja'](p, p / 'x.so')"
+    )
+    for named, reason in (("90", ""), ("80,90", ""), ("90,17", "'90,17'"), ("sm_90", "'sm_90'")):
+        environment = dict(os.environ, FASTINIT_CUDA_ARCHITECTURES=named)
+        out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        if reason:
+            assert f"FASTINIT_CUDA_ARCHITECTURES is {reason}; " in out.stderr
+            assert out.returncode != 0
+        else:
+            codes = re.findall(r"code=sm_(\d+)", (tmp_path / "build.ninja").read_text())
+            assert ",".join(codes) == named
+
+
 @pytest.mark.parametrize("release", ["11.8", "12.0", "12.1", "13.0", None])
 def test_an_nvcc_that_is_too_old_is_left_out(release: str | None, tmp_path: Path) -> None:
     """A table of fills is a kernel argument of 32 KB, which CUDA 12.1 was the first to take."""

@@ -1,16 +1,11 @@
-"""csrc/cuda.cu as ordinary C++, with blocks and threads as loops: the same bits as the CPU backend and the reference.
+"""csrc/cuda.cu as ordinary C++ (tests/support/shim.py): the same bits as the CPU backend and the reference.
 
-tests/support/cuda_shim/cuda_runtime.h is the CUDA runtime there. What only a GPU can show is in test_gpu.py.
+What only a GPU can show is in test_gpu.py.
 """
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-import os
-import shlex
-import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +14,7 @@ from kernels.test_kernels import FAR_BOXES
 from support.bits import REAL, SEED, STREAM, check, check_box, dirty
 from support.layouts import LAYOUTS, Layout, batch, raw
 from support.parameters import EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
-from support.wire import to_wire
+from support.shim import Shim, built
 
 from torch_fastinit import backend
 from torch_fastinit.initializers import (
@@ -35,67 +30,10 @@ from torch_fastinit.initializers import (
 )
 from torch_fastinit.ops import Fill, Region, fill
 
-ROOT = Path(__file__).resolve().parents[2]
-# Arithmetic as in the build; undefined behaviour (a misaligned store, an overflow) ends the process.
-FLAGS = (
-    "-std=c++17 -O1 -shared -fPIC -ffp-contract=off -fno-strict-aliasing -Wno-unknown-pragmas "
-    "-fsanitize=undefined -fsanitize-undefined-trap-on-error"
-)
-
-
-class State(ctypes.Structure):
-    """``Shim`` of cuda_runtime.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_int) for name in ("devices", "current", "launches", "launched_on", "without_code")),
-        ("stream", ctypes.c_size_t),
-        *((name, ctypes.c_int) for name in ("next_launch", "driver")),
-    ]
-
-
-class Shim:
-    """The compiled kernels."""
-
-    def __init__(self, library: Path) -> None:
-        self.library = ctypes.CDLL(str(library))
-        self.library.shim_fill.restype = ctypes.c_char_p
-        self.library.shim_cuda_error.restype = ctypes.c_char_p
-        self.library.shim_state.restype = ctypes.POINTER(State)
-        self.state: State = self.library.shim_state().contents
-        self.device, self.stream = 0, 0
-
-    def fill(self, fills: Iterable[Fill], fresh: bool = False) -> None:
-        _, rows, recipe, params = to_wire(fills)
-        lists = (
-            *((ctypes.c_int64 * len(rows))(*rows), ctypes.c_size_t(len(rows))),
-            *((ctypes.c_int64 * len(recipe))(*recipe), ctypes.c_size_t(len(recipe))),
-            *((ctypes.c_double * len(params))(*params), ctypes.c_size_t(len(params))),
-        )
-        message = self.library.shim_fill(*lists, ctypes.c_int(self.device), ctypes.c_size_t(self.stream))
-        if message is not None:
-            raise RuntimeError(message.decode())
-
-    def provider(self) -> backend.Provider:
-        return backend.Provider("shim", "csrc/cuda.cu", self.fill, lambda device: "")
-
 
 @pytest.fixture(scope="session")
 def compiled() -> Path:
-    """The shared library, kept between runs under the hash of what it is made of."""
-    sources = [p for p in sorted((ROOT / "csrc").rglob("*.[ch]*")) if p.is_file()]
-    sources += [*sorted((ROOT / "tests" / "support" / "cuda_shim").iterdir()), ROOT / "tests" / "support" / "wire.h"]
-    machine = ["-mfma"] if "x86" in os.uname().machine else []
-    command = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS.split(), *machine]
-    key = hashlib.sha256(b"\0".join([repr(command).encode(), *(path.read_bytes() for path in sources)])).hexdigest()
-    target = ROOT / "build" / "cuda_shim" / f"{key[:16]}.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(f".{os.getpid()}")
-        shim = ROOT / "tests" / "support" / "cuda_shim"
-        inputs = [str(shim / "shim.cpp"), str(ROOT / "csrc" / "lower.cpp")]
-        subprocess.run([*command, f"-I{shim}", *inputs, "-o", str(part)], check=True)
-        part.replace(target)
-    return target
+    return built()
 
 
 @pytest.fixture
