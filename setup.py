@@ -115,6 +115,7 @@ def compilations(nvcc: str | None) -> list[tuple[Path, str, list[str]]]:
         (CSRC / "bindings.cpp", "bindings", includes),
         (CSRC / "cpu.cpp", "cpu", []),
         (CSRC / "lower.cpp", "lower", []),
+        *([(CSRC / "tables.cpp", "tables", [])] if nvcc is not None else []),
         *(
             (CSRC / "cpu_kernels.cpp", f"cpu_kernels_{isa}", [f"-DFASTINIT_ISA={isa}", *flags.split()])
             for isa, flags in INSTRUCTION_SETS.items()

@@ -1,4 +1,4 @@
-// The fill loop on a GPU: what a thread does with its part of a table.
+// The fill loop on a GPU: what a thread does with its part of a table (tables.h).
 //
 // Long runs of neighbouring elements are written 16 bytes a thread; whatever that leaves (ragged ends, strides,
 // regions, far tails and narrow intervals) goes element by element, a block of the generator a thread. A sparse fill is
@@ -11,49 +11,10 @@
 #include "distributions.h"
 #include "pack.h"
 #include "philox.h"
+#include "tables.h"
 
 namespace fastinit {
 namespace gpu {
-
-constexpr int kThreads = 128, kBlocksPerSm = 4;
-constexpr int kTableWords = 4095;  // 32,760 of the 32,764 bytes that a kernel's arguments may take
-
-// Word 0: the number of entries. Then for each entry the first chunk that is its own (low half) and where it lies in
-// `words` (high half). The entries themselves lie at the end.
-struct Table {
-  uint64_t words[kTableWords];
-};
-
-// How an entry is done.
-enum class Path : int8_t { run, rows, elements, sparse };
-
-// An entry: this, then (unless it has no dimensions) the items in a row and `dims` times size, stride and
-// logical_stride, then its steps, then the constants of its distribution.
-struct Entry {
-  unsigned char* data;
-  uint64_t
-      items;  // what threads do one of at a time: 16 bytes; or a block in a row; or an element; or part of a column
-  uint64_t first;  // run: the number of the first block; else: the logical index of the first element
-  uint64_t seed, stream;
-  int8_t kind, dtype, item_size, dims;
-  bool scattered;  // whatever its layout: what has no path for neighbours
-  int8_t chunk_log2;
-  Path path;
-  int8_t steps;
-};
-constexpr int kEntryWords = sizeof(Entry) / 8;
-static_assert(sizeof(Entry) == 48, "entries are made of words");
-
-struct Dim {
-  int64_t size, stride, logical_stride;
-};
-struct Layout {
-  uint64_t per_row;  // items in a row
-  Dim dims[kMaxDims + 1];
-};
-// Words of it that an entry of so many dimensions has; and those of so many steps.
-__host__ __device__ inline int layout_words(int dims) { return dims > 0 ? 1 + 3 * dims : 0; }
-__host__ __device__ inline int program_words(int steps) { return steps * static_cast<int>(sizeof(Step) / 8); }
 
 // ---- the kernel -----------------------------------------------------------------------------------------------------
 

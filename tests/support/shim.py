@@ -1,4 +1,4 @@
-"""csrc/cuda.cu as ordinary C++, with blocks and threads as loops, behind ctypes.
+"""csrc/cuda.cu and csrc/tables.cpp as ordinary C++, with blocks and threads as loops, behind ctypes.
 
 tests/support/cuda_shim/cuda_runtime.h is the CUDA runtime there.
 """
@@ -74,7 +74,7 @@ def built() -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(f".{os.getpid()}")
         shim = ROOT / "tests" / "support" / "cuda_shim"
-        inputs = [str(shim / "shim.cpp"), str(ROOT / "csrc" / "lower.cpp")]
+        inputs = [str(shim / "shim.cpp"), *(str(ROOT / "csrc" / name) for name in ("lower.cpp", "tables.cpp"))]
         subprocess.run([*command, f"-I{shim}", *inputs, "-o", str(part)], check=True)
         part.replace(target)
     return target
