@@ -35,14 +35,17 @@ class CurrentDevice {
   bool changed_ = false;
 };
 
+const void* const kLarge = reinterpret_cast<const void*>(gpu::fill_table<gpu::kTableWords>);
+const void* const kSmall = reinterpret_cast<const void*>(gpu::fill_table<gpu::kSmallTableWords>);
+
 }  // namespace
 
 void fill_cuda(const std::vector<Fill>& fills, int device, uintptr_t stream) {
   const CurrentDevice guard(device);
-  gpu::tabulate(fills, [stream](const gpu::Table& table, uint32_t chunks) {
-    void* arguments[] = {const_cast<gpu::Table*>(&table)};
-    check(cudaLaunchKernel(reinterpret_cast<const void*>(gpu::fill_table), dim3(chunks), dim3(gpu::kThreads), arguments,
-                           0, reinterpret_cast<cudaStream_t>(stream)),
+  gpu::tabulate(fills, [stream](uint64_t* table, int words, uint32_t chunks) {
+    void* arguments[] = {table};
+    check(cudaLaunchKernel(words == gpu::kTableWords ? kLarge : kSmall, dim3(chunks), dim3(gpu::kThreads), arguments, 0,
+                           reinterpret_cast<cudaStream_t>(stream)),
           "launching a table of fills");
   });
 }
@@ -53,8 +56,9 @@ std::string cuda_error(int device) {
   if (error != cudaSuccess) return cudaGetErrorString(error);
   if (device < 0 || device >= count) return "no CUDA device " + std::to_string(device);
   const CurrentDevice guard(device);
-  cudaFuncAttributes attributes;
-  error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(gpu::fill_table));
+  cudaFuncAttributes attributes;  // asking also loads them, which could not be done while a graph is captured
+  error = cudaFuncGetAttributes(&attributes, kLarge);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kSmall);
   if (error == cudaSuccess) return "";
   cudaGetLastError();  // nobody else shall find it
   return cudaGetErrorString(error);

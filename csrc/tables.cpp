@@ -12,7 +12,16 @@ namespace {
 // Entries gather until a table is full, which is then launched.
 class Tables {
  public:
-  explicit Tables(const Launch& launch) : launch_(launch) { clear(); }
+  Tables(const Launch& launch, uint64_t items) : chunk_log2(log2_of(items)), launch_(launch) { clear(); }
+
+  // Of 16 bytes in a chunk of a run or a box: as many as leave some thousands of blocks to spread over the device if
+  // the batch has so much, since a thread block begins with some two hundred instructions.
+  const int8_t chunk_log2;
+  static int8_t log2_of(uint64_t items) {
+    int log2 = 10;
+    while (log2 < 13 && (items >> log2) > 8192) ++log2;
+    return static_cast<int8_t>(log2);
+  }
 
   // An entry, with its steps and `bytes` of constants.
   void add(const Entry& entry, const Layout& layout, const Step* program, const void* constants, size_t bytes) {
@@ -33,8 +42,17 @@ class Tables {
 
   void launch() {
     if (count_ == 0) return;
-    table_.words[0] = static_cast<uint64_t>(count_);
-    launch_(table_, static_cast<uint32_t>(chunks_));
+    uint64_t* const words = table_.words;
+    words[0] = static_cast<uint64_t>(count_);
+    const int entries = kTableWords - end_;
+    if (1 + count_ + entries > kSmallTableWords) {
+      launch_(words, kTableWords, static_cast<uint32_t>(chunks_));
+    } else {
+      constexpr int kDown = kTableWords - kSmallTableWords;
+      std::memmove(words + end_ - kDown, words + end_, 8 * static_cast<size_t>(entries));
+      for (int i = 1; i <= count_; ++i) words[i] -= uint64_t{kDown} << 32;
+      launch_(words, kSmallTableWords, static_cast<uint32_t>(chunks_));
+    }
     clear();
   }
 
@@ -48,17 +66,10 @@ class Tables {
   }
 
   const Launch& launch_;
-  Table table_;
+  Table<kTableWords> table_;
   int count_, end_;
   uint64_t chunks_;
 };
-
-// Items a thread block does: as many as leave a few thousand blocks to spread over the device, if there are so many.
-int8_t chunk_log2(uint64_t items) {
-  int log2 = 10;
-  while (log2 < 13 && (items >> log2) > 8192) ++log2;
-  return static_cast<int8_t>(log2);
-}
 
 size_t constants_of(const Fill& fill, const void*& at) {
   const bool f64 = fill.dtype == DType::f64;
@@ -81,13 +92,23 @@ size_t constants_of(const Fill& fill, const void*& at) {
 
 bool patterned(const Fill& fill) { return fill.kind == Kind::constant || fill.kind == Kind::diagonals; }
 
-// `count` elements along the first of `fill`'s dimensions, from `from` on; the rest as it is.
-Fill slice(Fill fill, int64_t from, int64_t count) {
-  fill.data += from * fill.strides[0] * fill.item_size;
-  fill.first += static_cast<uint64_t>(from * fill.logical_strides[0]);
-  fill.sizes[0] = count;
+// `count` elements along one of `fill`'s dimensions, from `from` on; the rest as it is.
+Fill slice(Fill fill, int d, int64_t from, int64_t count) {
+  fill.data += from * fill.strides[d] * fill.item_size;
+  fill.first += static_cast<uint64_t>(from * fill.logical_strides[d]);
+  fill.sizes[d] = count;
   return fill;
 }
+
+// The elements of a block, and of 16 bytes; the blocks of 16 bytes; the block of the first element.
+int64_t block_elements(const Fill& fill) { return fill.dtype == DType::f64 ? 2 : 4; }
+int64_t elements_of_16(const Fill& fill) { return 16 / fill.item_size; }
+int64_t blocks_of_16(const Fill& fill) { return elements_of_16(fill) / block_elements(fill); }
+uint64_t block_of(const Fill& fill) {
+  return fill.first_block + fill.first / static_cast<uint64_t>(block_elements(fill));
+}
+// Blocks from there on that share the high half of their number.
+uint64_t blocks_left(const Fill& fill) { return (uint64_t{1} << 32) - static_cast<uint32_t>(block_of(fill)); }
 
 // Whether the GPU's own conversions round this fill's values as csrc/pack.h asks: no NaN, and in float8_e5m2 nothing
 // that rounds to infinity.
@@ -111,6 +132,18 @@ bool may_pack(const Fill& fill) {
   return fill.dtype != DType::e5m2 || (lo > -61440.0 && hi < 61440.0);  // halfway to 65536, which it has not
 }
 
+// Whether no word takes the tail of a near truncated normal, and values need not be placed. The tail begins where
+// -2 log(4 p (1 - p)) > 10 (docs/stream.md, section 7), where p (1 - p) is below exp(-5) / 4. The least p of a side is
+// its base: step and t are not negative, and p is at most 1/2. The margin is a thousand times what rounding and the
+// logarithm's polynomial can do.
+bool is_plain(const Fill& fill) {
+  if (fill.kind != Kind::truncated_normal || fill.dtype == DType::f64) return false;
+  const TruncatedNormal<float>& c = fill.constants.truncated_f32;
+  if (c.form != Form::near || c.unit != 1.0f || c.anchor != 0.0f || !std::signbit(c.anchor)) return false;
+  const double least = c.base_lower < c.base_upper ? c.base_lower : c.base_upper;
+  return 4.0 * least * (1.0 - least) > 0.0068;
+}
+
 Entry entry_of(const Fill& fill) {
   Entry entry{};
   entry.data = fill.data;
@@ -121,14 +154,18 @@ Entry entry_of(const Fill& fill) {
   entry.dtype = static_cast<int8_t>(fill.dtype);
   entry.item_size = static_cast<int8_t>(fill.item_size);
   entry.steps = static_cast<int8_t>(fill.steps);
-  if (fill.kind == Kind::truncated_normal) {
-    const auto& c = fill.constants;
-    entry.scattered = (fill.dtype == DType::f64 ? c.truncated_f64.form : c.truncated_f32.form) != Form::near;
-  }
-  if (fill.kind == Kind::uniform || fill.kind == Kind::normal || fill.kind == Kind::truncated_normal) {
-    entry.scattered = entry.scattered || !may_pack(fill);
-  }
+  entry.plain = is_plain(fill);
   return entry;
+}
+
+// What has no path for neighbours, whatever its layout.
+bool alone(const Fill& fill) {
+  if (fill.kind == Kind::diagonals || fill.steps > 0) return true;
+  if (fill.kind == Kind::bits || fill.kind == Kind::constant) return false;
+  if (!may_pack(fill)) return true;
+  if (fill.kind != Kind::truncated_normal) return false;
+  return (fill.dtype == DType::f64 ? fill.constants.truncated_f64.form : fill.constants.truncated_f32.form) !=
+         Form::near;
 }
 
 // Any layout, element by element.
@@ -158,7 +195,7 @@ void add_scattered(Tables& tables, const Fill& fill) {
     layout.per_row = (length + 2 * elements - 2) / elements;
   }
   entry.items = rows * layout.per_row;
-  entry.chunk_log2 = chunk_log2(entry.items);
+  entry.chunk_log2 = Tables::log2_of(entry.items);
   if (patterned(fill)) {
     uint64_t constants[2 + sizeof(Diagonals) / 8] = {fill.pattern[0], fill.pattern[1]};
     std::memcpy(constants + 2, &fill.constants.diagonals, sizeof(Diagonals));
@@ -176,7 +213,7 @@ void add_run(Tables& tables, const Fill& fill, uint64_t count) {
   const Layout none{};
   entry.path = Path::run;
   entry.items = count;
-  entry.chunk_log2 = chunk_log2(count);
+  entry.chunk_log2 = tables.chunk_log2;
   if (fill.kind == Kind::constant) {
     unsigned char pattern[16];
     for (int i = 0; i < 16; i += fill.item_size) {
@@ -185,10 +222,62 @@ void add_run(Tables& tables, const Fill& fill, uint64_t count) {
     tables.add(entry, none, fill.program, pattern, 16);
     return;
   }
-  entry.first = fill.first_block + fill.first / (fill.dtype == DType::f64 ? 2 : 4);
+  entry.first = block_of(fill);
   const void* constants;
   const size_t bytes = constants_of(fill, constants);
   tables.add(entry, none, fill.program, constants, bytes);
+}
+
+// Neighbours that begin 16 bytes: as runs, in each of which the high half of a block's number does not change.
+void add_runs(Tables& tables, const Fill& fill) {
+  const int64_t per = elements_of_16(fill), n = fill.sizes[0];
+  for (int64_t at = 0; at < n;) {
+    const Fill rest = slice(fill, 0, at, n - at);
+    uint64_t count = static_cast<uint64_t>((n - at) / per);
+    if (fill.kind != Kind::constant) {
+      const uint64_t most = blocks_left(rest) / static_cast<uint64_t>(blocks_of_16(fill));
+      if (count > most) count = most;
+    }
+    add_run(tables, rest, count);
+    at += static_cast<int64_t>(count) * per;
+  }
+}
+
+// Rows of such, likewise as boxes. A row that itself crosses a change of the high half goes as runs.
+void add_boxes(Tables& tables, const Fill& fill) {
+  const uint64_t per_row = static_cast<uint64_t>(fill.sizes[1] / elements_of_16(fill));
+  const uint64_t blocks = per_row * static_cast<uint64_t>(blocks_of_16(fill));
+  const uint64_t step = static_cast<uint64_t>(fill.logical_strides[0] / block_elements(fill));
+  for (int64_t row = 0; row < fill.sizes[0];) {
+    int64_t count = fill.sizes[0] - row;
+    const Fill rest = slice(fill, 0, row, count);
+    const uint64_t left = blocks_left(rest);
+    if (blocks > left || per_row >> 31) {
+      Fill one = slice(rest, 0, 0, 1);
+      one.dims = 1;
+      one.sizes[0] = one.sizes[1];
+      one.strides[0] = one.logical_strides[0] = 1;
+      add_runs(tables, one);
+      ++row;
+      continue;
+    }
+    const uint64_t most = step > 0 ? (left - blocks) / step + 1 : left;
+    if (static_cast<uint64_t>(count) > most) count = static_cast<int64_t>(most);
+    Entry entry = entry_of(fill);
+    entry.data = rest.data;
+    entry.path = Path::box;
+    entry.dims = 1;
+    entry.items = static_cast<uint64_t>(count) * per_row;
+    entry.chunk_log2 = tables.chunk_log2;
+    entry.first = block_of(rest);
+    Layout layout;
+    layout.per_row = per_row;
+    layout.dims[0] = {count, fill.strides[0] * fill.item_size, static_cast<int64_t>(step)};
+    const void* constants;
+    const size_t bytes = constants_of(rest, constants);
+    tables.add(entry, layout, fill.program, constants, bytes);
+    row += count;
+  }
 }
 
 void add_sparse(Tables& tables, const Fill& fill) {
@@ -215,42 +304,34 @@ void add(Tables& tables, Fill fill) {
     throw std::runtime_error("CUDA: a tensor's elements are not aligned to their size");
   }
   if (fill.kind == Kind::sparse) return add_sparse(tables, fill);
+  // Along the last dimension: a ragged head, then 16 bytes at a time, then a ragged tail. Each 16 bytes are whole
+  // blocks.
   const bool constant = fill.kind == Kind::constant;
-  const Entry entry = entry_of(fill);
-  const bool together = fill.dims == 1 && fill.strides[0] == 1 && (constant || fill.logical_strides[0] == 1);
-  if (!together || entry.scattered || entry.steps > 0 || fill.kind == Kind::diagonals)
+  const int last = fill.dims - 1;
+  const int64_t per = elements_of_16(fill);
+  if (alone(fill) || last > (constant ? 0 : 1) || fill.strides[last] != 1) return add_scattered(tables, fill);
+  if (!constant && fill.logical_strides[last] != 1) return add_scattered(tables, fill);
+  // Rows begin alike, and not so far apart that few share the high half of a block's number.
+  if (last == 1 && (fill.strides[0] % per || fill.logical_strides[0] % per || fill.logical_strides[0] >> 28))
     return add_scattered(tables, fill);
-
-  // A ragged head, then 16 bytes at a time, then a ragged tail. Each 16 bytes are whole blocks, in whose numbers the
-  // high half does not change.
-  const int64_t per = 16 / fill.item_size;
-  const auto boundary = [&](const Fill& f) {  // elements before the first that may start 16 bytes
-    const uint64_t at = constant ? reinterpret_cast<uintptr_t>(f.data) / static_cast<uint64_t>(f.item_size) : f.first;
-    return static_cast<int64_t>((0 - at) % static_cast<uint64_t>(per));
-  };
-  const int64_t n = fill.sizes[0], head = boundary(fill) < n ? boundary(fill) : n;
+  const uint64_t from =
+      constant ? reinterpret_cast<uintptr_t>(fill.data) / static_cast<uint64_t>(fill.item_size) : fill.first;
+  const int64_t n = fill.sizes[last];
+  int64_t head = static_cast<int64_t>((0 - from) % static_cast<uint64_t>(per));
+  if (head > n) head = n;
   if (reinterpret_cast<uintptr_t>(fill.data + head * fill.item_size) % 16) return add_scattered(tables, fill);
-  add_scattered(tables, slice(fill, 0, head));
-  int64_t at = head;
-  while (n - at >= per) {
-    int64_t count = (n - at) / per;
-    const Fill body = slice(fill, at, count * per);
-    if (!constant) {
-      const uint64_t blocks = static_cast<uint64_t>(fill.dtype == DType::f64 ? per / 2 : per / 4);
-      const uint64_t block = body.first_block + body.first / (fill.dtype == DType::f64 ? 2 : 4);
-      const uint64_t left = ((uint64_t{1} << 32) - static_cast<uint32_t>(block)) / blocks;
-      if (static_cast<uint64_t>(count) > left) count = static_cast<int64_t>(left);
-    }
-    add_run(tables, body, static_cast<uint64_t>(count));
-    at += count * per;
-  }
-  add_scattered(tables, slice(fill, at, n - at));
+  const int64_t body = (n - head) / per * per;
+  add_scattered(tables, slice(fill, last, 0, head));
+  if (body > 0) (last == 0 ? add_runs : add_boxes)(tables, slice(fill, last, head, body));
+  add_scattered(tables, slice(fill, last, head + body, n - head - body));
 }
 
 }  // namespace
 
 void tabulate(const std::vector<Fill>& fills, const Launch& launch) {
-  Tables tables(launch);
+  uint64_t items = 0;
+  for (const Fill& fill : fills) items += static_cast<uint64_t>(fill.numel() * fill.item_size) / 16;
+  Tables tables(launch, items);
   for (const Fill& fill : fills) add(tables, fill);
   tables.launch();
 }

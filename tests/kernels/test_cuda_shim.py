@@ -12,7 +12,7 @@ import pytest
 import torch
 from kernels.test_kernels import FAR_BOXES
 from support.bits import REAL, SEED, STREAM, check, check_box, dirty
-from support.layouts import LAYOUTS, Layout, batch, raw
+from support.layouts import BOXES, LAYOUTS, Layout, batch, raw
 from support.parameters import EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 from support.shim import Shim, built
 
@@ -30,6 +30,8 @@ from torch_fastinit.initializers import (
 )
 from torch_fastinit.ops import Fill, Region, fill
 
+ALL = LAYOUTS | BOXES
+
 
 @pytest.fixture(scope="session")
 def compiled() -> Path:
@@ -40,13 +42,15 @@ def compiled() -> Path:
 def shim(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Shim:
     """Fills of CPU tensors go through csrc/cuda.cu."""
     shim = Shim(compiled)
-    for name, value in {"devices": 2, "current": 0, "launches": 0, "next_launch": 0, "driver": 0}.items():
-        setattr(shim.state, name, value)
+    for name in ("current", "launches", "next_launch", "driver", "skip", "words", "chunk", "plain"):
+        setattr(shim.state, name, 0)
+    shim.state.devices = 2
+    shim.paths()
     monkeypatch.setitem(backend.serving, "cpu", shim.provider())
     return shim
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=[name.replace(" ", "_") for name in LAYOUTS])
+@pytest.mark.parametrize("layout", ALL.values(), ids=[name.replace(" ", "_") for name in ALL])
 def test_layouts(layout: Layout, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours: list[torch.Tensor] = []
     theirs: list[torch.Tensor] = []
@@ -105,6 +109,74 @@ def test_a_model_takes_one_launch_for_200_tensors(shim: Shim) -> None:
         again = torch.empty_like(tensors[n])
         fill([Fill(again, initializers[n % 4], SEED, n)])
         assert torch.equal(tensors[n], again)
+
+
+def columns(initializer: Initializer, dtype: torch.dtype, sizes: tuple[int, int], at: tuple[int, int]) -> Fill:
+    return Fill(torch.empty(sizes, dtype=dtype), initializer, SEED, STREAM, Region((2**23, 4112), at))
+
+
+def test_columns_go_as_boxes(shim: Shim) -> None:
+    for dtype in REAL:
+        for initializer in (Uniform(), Normal(), TruncatedNormal(), TruncatedNormal(0.0, 1.0, -4.0, 1.5)):
+            fill([columns(initializer, dtype, (6, 160), (5, 16))])
+            assert shim.paths() == {"box": 1}, (initializer, dtype)
+    fill([columns(Normal(), torch.float32, (6, 162), (5, 15))])  # at an odd address, which no 16 bytes may begin
+    assert shim.paths() == {"rows": 1}
+    fill([columns(Normal(), torch.float32, (6, 160), (4177980, 3008))])  # row 3 crosses block 2^32
+    assert shim.paths() == {"box": 2, "run": 2}
+
+
+def test_what_needs_neither_tail_nor_placing(shim: Shim) -> None:
+    """Counted where elements can be in the tail, or the mean is no float32; bits are compared elsewhere."""
+    for initializer, plain in (
+        (TruncatedNormal(), 1),
+        (TruncatedNormal(0.0, 1.0, -2.9, 2.9), 1),
+        (TruncatedNormal(0.0, 1.0, -3.0, 2.0), 0),
+        (TruncatedNormal(0.0, 1.0, -2.0, 3.0), 0),
+        (TruncatedNormal(1e6 + 0.01, 0.001, 1e6, 1e6 + 0.02), 0),
+        (TRUNCATED["8 to 9"], 0),
+        (Normal(), 0),
+    ):
+        shim.state.plain = 0
+        check(initializer, dirty((1024,), torch.float32))
+        assert shim.state.plain == plain, initializer
+
+
+def test_chunks_are_as_large_as_the_batch_allows(shim: Shim) -> None:
+    """One tensor or many, it is the batch that has to have work for a whole device."""
+    shim.state.skip = 1  # nothing is written, so this is address space and no memory
+    whole = torch.empty(2**31)
+    for tensors, chunk in (
+        ([whole[: 2**20]], 1024),
+        ([whole[: 2**26]], 2048),
+        ([whole[: 2**27]], 4096),
+        ([whole], 8192),
+        (list(whole.split(2**21)), 8192),
+    ):
+        fill([Fill(t, Normal(), SEED, n) for n, t in enumerate(tensors)])
+        assert shim.state.chunk == chunk, (len(tensors), tensors[0].numel())
+
+
+def test_a_small_batch_has_a_small_table(shim: Shim) -> None:
+    initializers = [Normal(), Uniform(), TruncatedNormal(), Constant(0.5)]
+    sizes = []
+    for n in range(1, 40):
+        ours = [dirty((37,), torch.float32)[1:] for _ in range(n)]
+        fill([Fill(t, initializers[k % 4], SEED, k) for k, t in enumerate(ours)])
+        sizes.append(shim.state.words)
+        for k, t in enumerate(ours):
+            alone = torch.empty(36)
+            fill([Fill(alone, initializers[k % 4], SEED, k)])
+            assert torch.equal(t, alone)
+    assert shim.state.launches == sum(range(1, 40)) + 39
+    assert sorted(sizes) == sizes  # first small ones, then large ones
+    assert set(sizes) == {127, 4095}
+
+
+@pytest.mark.parametrize("initializer", [NORMAL["gpt"], TRUNCATED["default"], Sparse(0.9), Eye()], ids=repr)
+def test_any_one_fill_has_a_small_table(initializer: Initializer, shim: Shim) -> None:
+    fill([Fill(torch.empty(67, 41), initializer, SEED, STREAM)])
+    assert shim.state.words == 127
 
 
 def test_float64_truncated_normals_too(shim: Shim) -> None:

@@ -32,8 +32,12 @@ class State(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int) for name in ("devices", "current", "launches", "launched_on", "without_code")),
         ("stream", ctypes.c_size_t),
-        *((name, ctypes.c_int) for name in ("next_launch", "driver")),
+        *((name, ctypes.c_int) for name in ("next_launch", "driver", "skip", "words", "chunk")),
+        *(("entries", ctypes.c_int * 5), ("plain", ctypes.c_int)),
     ]
+
+
+PATHS = ("run", "box", "rows", "elements", "sparse")
 
 
 class Shim:
@@ -57,6 +61,12 @@ class Shim:
         message = self.library.shim_fill(*lists, ctypes.c_int(self.device), ctypes.c_size_t(self.stream))
         if message is not None:
             raise RuntimeError(message.decode())
+
+    def paths(self) -> dict[str, int]:
+        """How many entries went by each path since the last call."""
+        found = {name: n for name, n in zip(PATHS, self.state.entries, strict=True) if n}
+        self.state.entries[:] = [0] * len(PATHS)
+        return found
 
     def provider(self) -> backend.Provider:
         return backend.Provider("shim", "csrc/cuda.cu", self.fill, lambda device: "")
