@@ -6,11 +6,13 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,7 @@ def load(path: Path) -> ModuleType:
 
 
 sass = load(ROOT / "tools" / "sass.py")
+ptx_check = load(ROOT / "tools" / "ptx_check.py")
 
 needs_cuda = pytest.mark.skipif(
     not _C.has_cuda(), reason="this build has no CUDA kernels (no nvcc, or FASTINIT_CUDA=0)"
@@ -56,15 +59,25 @@ def test_targets_and_resources() -> None:
         assert (stack, shared, local) == (0, 0, 0)  # no spills
 
 
-@needs_cuda
-@needs_triton
-def test_instruction_budget(record_property: Callable[[str, object], None]) -> None:
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], dict[str, str]]:
+    """The rows of tools/sass.py for sm_90, and the PTX of each kernel."""
     # In a process of its own, which imports Triton to compile: this one may have it interpreted (conftest.py).
-    command = [sys.executable, str(ROOT / "tools" / "sass.py"), "--target", "90", "--json", "-"]
+    folder = tmp_path_factory.mktemp("ptx")
+    command = [sys.executable, str(ROOT / "tools" / "sass.py"), "--target", "90", "--json", "-", "--ptx", str(folder)]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     out = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     rows = [sass.Row(**row) for row in json.loads(out.stdout)]
+    return rows, {path.stem: path.read_text() for path in folder.iterdir()}
+
+
+@needs_cuda
+@needs_triton
+def test_instruction_budget(
+    compiled: tuple[list[Any], dict[str, str]], record_property: Callable[[str, object], None]
+) -> None:
+    rows, _ = compiled
     record_property("shown in the summary", sass.table(rows))
     counts = {(row.language, row.distribution, row.dtype): row.per_output for row in rows if row.outputs}
     committed = sass.committed()
@@ -75,6 +88,74 @@ def test_instruction_budget(record_property: Callable[[str, object], None]) -> N
     page = (ROOT / "docs" / "performance.md").read_text()
     for row, most in sass.BUDGET.items():
         assert (f"| {' | '.join(row)} | {committed[row]:.2f} | {most} |" in page) is (committed[row] > most), row
+
+
+@needs_cuda
+@needs_triton
+def test_no_multiplication_is_fused_that_the_source_does_not_fuse(
+    compiled: tuple[list[Any], dict[str, str]], tmp_path: Path
+) -> None:
+    """Counted while the source runs as ordinary C++, and in the machine code."""
+    source, program = ROOT / "tests" / "support" / "cuda_shim" / "fmas.cpp", tmp_path / "fmas"
+    machine = ["-mfma"] if "x86" in os.uname().machine else []
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    subprocess.run([*compiler, "-std=c++17", "-O0", "-w", *machine, str(source), "-o", str(program)], check=True)
+    lines = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout.splitlines()
+    asked = {name: int(number) / 4 for name, number in (line.split(": ") for line in lines)}
+    assert asked["uniform"] == 1
+    rows = [row for row in compiled[0] if row.language == "CUDA C++"]
+    assert {row.distribution.partition(",")[0] for row in rows} == asked.keys()
+    for row in rows:
+        assert row.fmas == asked[row.distribution.partition(",")[0]], row
+
+
+@needs_cuda
+@needs_triton
+def test_nothing_in_the_ptx_breaks_a_promise(compiled: tuple[list[Any], dict[str, str]]) -> None:
+    _, texts = compiled
+    assert len(texts) == 1 + len(sass.TRITON)
+    for name, text in texts.items():
+        assert any(i.opcode.startswith("st.global") for i in ptx_check.instructions(text)), name
+        assert ptx_check.problems(text) == [], name
+
+
+KERNEL = """
+    ld.param.u64 %rd1, [fill_param_0];
+    mov.u32 %r1, %tid.x;
+    div.u32 %r2, %r1, %r9;
+    mul.lo.s32 %r3, %r2, %r9;
+    sub.s32 %r4, %r1, %r3;
+    cvt.u64.u32 %rd2, %r4;
+    mad.lo.s64 %rd3, %rd2, 16, %rd1;
+    cvta.to.global.u64 %rd4, %rd3;
+    fma.rn.f32 %f1, %f2, %f3, %f4;
+    mul.rn.f64 %fd1, %fd2, %fd3;
+    rsqrt.approx.ftz.f32 %f5, %f1;
+    @%p1 st.global.v4.u32 [%rd4+16], {%r5, %r6, %r7, %r8};
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "complaint"),
+    [
+        ("mul.rn.f64", "mul.f64", "may be contracted"),
+        ("mul.rn.f64 %fd1, %fd2, %fd3", "fma.rn.f64 %fd1, %fd2, %fd3, %fd4", "an fma in float64"),
+        ("fma.rn.f32", "fma.rn.ftz.f32", "flushes subnormals"),
+        ("rsqrt.approx.ftz.f32", "sqrt.approx.f32", "an approximation"),
+        ("mul.rn.f64", "div.full.f32", "an approximation"),
+        ("div.u32 %r2, %r1, %r9", "add.s32 %r2, %r1, %r9", "mul.lo.s32: part of the address"),
+        ("cvt.u64.u32 %rd2, %r4", "mul.wide.u32 %rd2, %r3, 4", ""),  # of the quotient still
+        ("sub.s32 %r4, %r1, %r3", "mad.lo.s32 %r4, %r1, %r9, %r5", "mad.lo.s32: part of the address"),
+        ("mov.u32 %r1", "ld.local.u32 %r1", "local memory"),
+        ("mov.u32 %r1, %tid.x", "call.uni (%r1), root, (%r9)", "a call"),
+        ("mov.u32 %r1, %tid.x", ".local .align 8 .b8 depot[64]", "local memory"),
+    ],
+)
+def test_what_the_ptx_is_read_for_is_found(before: str, after: str, complaint: str) -> None:
+    assert ptx_check.problems(KERNEL) == []
+    assert before in KERNEL
+    found = ptx_check.problems(KERNEL.replace(before, after))
+    assert [complaint in line for line in found] == ([True] if complaint else [])
 
 
 def test_the_runtime_is_linked_statically() -> None:
