@@ -144,7 +144,7 @@ def test_what_needs_neither_tail_nor_placing(shim: Shim) -> None:
 
 def test_chunks_are_as_large_as_the_batch_allows(shim: Shim) -> None:
     """One tensor or many, it is the batch that has to have work for a whole device."""
-    shim.state.skip = 1  # nothing is written, so this is address space and no memory
+    shim.state.skip = -1  # nothing is written, so this is address space and no memory
     whole = torch.empty(2**31)
     for tensors, chunk in (
         ([whole[: 2**20]], 1024),
@@ -155,6 +155,41 @@ def test_chunks_are_as_large_as_the_batch_allows(shim: Shim) -> None:
     ):
         fill([Fill(t, Normal(), SEED, n) for n, t in enumerate(tensors)])
         assert shim.state.chunk == chunk, (len(tensors), tensors[0].numel())
+
+
+def test_addresses_past_2_to_the_32(shim: Shim) -> None:
+    """Of a buffer of 8 GiB, of which only what is written becomes memory."""
+    whole = torch.empty(2**31)
+    shim.state.skip = 2**16 - 2  # all blocks but the last two of a run of 8,192 times 16 bytes each
+    initializers = (Normal(), TruncatedNormal(), Uniform())
+    for initializer in initializers:
+        fill([Fill(whole, initializer, SEED, STREAM)])
+        assert shim.paths() == {"run": 1}
+        end = dirty((2**16,), torch.float32)
+        check_end = Fill(end, initializer, SEED, STREAM, Region((2**31,), (2**31 - 2**16,)))
+        shim.state.skip = 0
+        fill([check_end])
+        shim.state.skip = 2**16 - 2
+        shim.paths()
+        assert torch.equal(raw(whole[-(2**16) :]), raw(end))
+    shim.state.skip = 0
+    far = 2**29 - 64  # elements, nearly 2 GiB
+    for strides, paths in (((far, 1), {"box": 1}), ((1, far // 16), {"rows": 1}), ((far + 1, 1), {"rows": 1})):
+        view = whole.as_strided((4, 64), strides)
+        for initializer in initializers:
+            fill([Fill(view, initializer, SEED, STREAM, Region((10, 128), (3, 32)))])
+            assert shim.paths() == paths
+            here = dirty((4, 64), torch.float32)
+            fill([Fill(here, initializer, SEED, STREAM, Region((10, 128), (3, 32)))])
+            shim.paths()
+            assert torch.equal(view, here)
+        fill([Fill(view, Constant(0.5))])
+        assert bool((view == 0.5).all())
+        fill([Fill(view, Sparse(0.5), SEED, STREAM)])
+        here = dirty((4, 64), torch.float32)
+        fill([Fill(here, Sparse(0.5), SEED, STREAM)])
+        assert torch.equal(view, here)
+        shim.paths()
 
 
 def test_a_small_batch_has_a_small_table(shim: Shim) -> None:

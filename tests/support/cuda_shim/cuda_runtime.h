@@ -45,7 +45,7 @@ struct Shim {
   int without_code = -1;  // a device
   uintptr_t stream = 0;
   cudaError_t next_launch = cudaSuccess, driver = cudaSuccess;
-  int skip = 0;              // launches are counted, and nothing runs
+  int skip = 0;              // so many blocks of each launch do not run; -1: none does
   int words = 0, chunk = 0;  // of the last launch's table; items in a chunk of its last entry
   int entries[5] = {};       // of all launches, by path
   int plain = 0;             // of these
