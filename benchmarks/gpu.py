@@ -59,7 +59,7 @@ class Place:
 
     @property
     def rounds(self) -> int:
-        return 1 if self.dry else 7
+        return 0 if self.dry else 7  # besides the one that loads, compiles and warms
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
@@ -282,13 +282,13 @@ def measure(name: str, case: Case, place: Place, providers: dict[str, backend.Pr
         runs[who] = (functools.partial(served, place.device, provider), material.ours)
     seconds: dict[str, list[float]] = {}
     end = time.monotonic() + PATIENCE
-    for n in range(place.rounds + 1):  # in turn; the first loads, compiles and warms
+    for n in range(place.rounds + 1):  # in turn
         for who, (context, call) in runs.items():
             if who in row["errors"]:
                 continue
             with context():
                 took = attempt(who, lambda call=call: place.seconds(call, material.calls, material.host))
-                if took is not None and n > 0:
+                if took is not None and (n > 0 or place.dry):
                     seconds.setdefault(who, []).append(took)
                 if n == 0 and who in providers and material.fills and took is not None:
                     row["differ"][who] = attempt(who, lambda: differing(material.fills))
