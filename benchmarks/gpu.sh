@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: builds for it, measures, runs the GPU's tests, counts, in at most ten minutes whatever happens.
-# Needs no network and installs nothing.
+# On a machine with a GPU: builds for it, measures, runs the GPU's tests, counts, in at most ten minutes whatever
+# happens. Needs no network and installs nothing.
 #
 #     bash benchmarks/gpu.sh results/here                 writes gpu.json, gpu.md, stages.txt and the logs to the folder
 #     PYTHON=/path/to/python bash benchmarks/gpu.sh ...   another Python than python3
 #     LIMIT=300 bash benchmarks/gpu.sh ...                so many seconds for all of it, in place of 560
-#     bash benchmarks/gpu.sh results/here --dry           the same on the CPU, with an extension that is built: no measurement
+#     bash benchmarks/gpu.sh results/here --dry           on the CPU, with an extension that is built: no measurement
 #
-# Asks for torch, setuptools, numpy, a C++ compiler and nvcc. pybind11 may be torch's own copy, ninja may be missing (then
-# the few commands run one by one), pytest too (then the rows of gpu.py alone are compared with the CPU's bits).
+# Asks for torch, setuptools, numpy, a C++ compiler and nvcc. pybind11 may be torch's own copy, ninja may be missing
+# (then the few commands run without it), pytest too (then gpu.py's rows alone are compared with the CPU's bits).
 set -uo pipefail
 started=$SECONDS
 cd "$(dirname "$0")/.."
@@ -39,8 +39,8 @@ stage() {
     return $status
 }
 
-# A copy, with triton_kernels where an installation would put it, and without pyproject.toml, which old setuptools cannot
-# read and which makes errors of warnings.
+# A copy, with triton_kernels where an installation would put it, and without pyproject.toml, which old setuptools
+# cannot read and which makes errors of warnings.
 mkdir "$work/tree" "$work/helpers"
 cp -r setup.py csrc torch_fastinit triton_kernels tests benchmarks docs tools "$work/tree"
 cp -r triton_kernels "$work/tree/torch_fastinit/triton_kernels"
@@ -113,7 +113,8 @@ cd "$work/tree" || exit 1
 if ls torch_fastinit/_C.*.so >/dev/null 2>&1; then
     echo "build: left out, there is one" | tee -a "$out/stages.txt"
 else
-    FASTINIT_CUDA_ARCHITECTURES=$(timeout 60 "$python" -c 'import torch; print(*torch.cuda.get_device_capability(), sep="")') || exit 1
+    capability='import torch; print(*torch.cuda.get_device_capability(), sep="")'
+    FASTINIT_CUDA_ARCHITECTURES=$(timeout 60 "$python" -c "$capability") || exit 1
     export FASTINIT_CUDA_ARCHITECTURES
     stage build 150 "$python" setup.py build_ext --inplace || { tail -30 "$out/build.log"; exit 1; }
 fi
@@ -125,7 +126,8 @@ cat "$out/backends.log"
 resume=
 end=$((SECONDS + 200))
 for turn in 1 2 3 4 5; do
-    stage "measure-$turn" $((end - SECONDS)) "$python" -m benchmarks.gpu "$out" $dry $resume --seconds $((end - SECONDS - 15))
+    stage "measure-$turn" $((end - SECONDS)) "$python" -m benchmarks.gpu "$out" $dry $resume \
+        --seconds $((end - SECONDS - 15))
     [ $? = 3 ] || break
     resume=--resume
 done
@@ -135,8 +137,8 @@ cat "$out/gpu.md"
 tests() {
     local name=$1 seconds=$2 which=$3
     shift 3
-    stage "$name" "$seconds" "$python" -m pytest "$@" -k "$which" --noconftest -v --tb=short -p share -p no:cacheprovider \
-        --import-mode=importlib
+    stage "$name" "$seconds" "$python" -m pytest "$@" -k "$which" --noconftest -v --tb=short -p share \
+        -p no:cacheprovider --import-mode=importlib
     tail -1 "$out/$name.log"
 }
 if timeout 60 "$python" -c 'import pytest' 2>/dev/null; then
@@ -155,7 +157,8 @@ ncu=$(command -v ncu || command -v /usr/local/cuda/bin/ncu)
 if [ -n "$ncu" ]; then
     metrics=gpu__time_duration.sum,sm__inst_executed.sum,dram__bytes_write.sum,launch__registers_per_thread
     metrics=$metrics,sm__throughput.avg.pct_of_peak_sustained_elapsed,dram__throughput.avg.pct_of_peak_sustained_elapsed
-    metrics=$metrics,smsp__issue_active.avg.pct_of_peak_sustained_active,sm__warps_active.avg.pct_of_peak_sustained_active
+    metrics=$metrics,smsp__issue_active.avg.pct_of_peak_sustained_active
+    metrics=$metrics,sm__warps_active.avg.pct_of_peak_sustained_active
     stage counters 45 "$ncu" --csv --kernel-name regex:fill_ --launch-count 6 --metrics "$metrics" \
         "$python" -m benchmarks.gpu "$out" --launches
 else

@@ -19,7 +19,7 @@ namespace gpu {
 
 constexpr int kThreads = 128, kBlocksPerSm = 4;
 constexpr int kTableWords = 4095;      // 32,760 of the 32,764 bytes that a kernel's arguments may take
-constexpr int kSmallTableWords = 127;  // enough for any one fill: a launch copies all of its arguments
+constexpr int kSmallTableWords = 127;  // enough for a few fills: a launch copies all of its arguments
 
 // Word 0: the number of entries. Then for each entry the first chunk that is its own (low half) and where it lies in
 // `words` (high half). The entries themselves lie at the end.
