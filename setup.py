@@ -84,9 +84,14 @@ def nvcc_says(nvcc: str, *arguments: str) -> str:
 
 
 def cuda_flags(nvcc: str) -> list[str]:
-    """nvcc's flags: one -gencode for each architecture that it knows."""
+    """nvcc's flags: one -gencode for each architecture that it knows, or that FASTINIT_CUDA_ARCHITECTURES names."""
     known = set(re.findall(r"sm_(\d+)\b", nvcc_says(nvcc, "--list-gpu-code")))
-    chosen = [arch for arch in CUDA_ARCHITECTURES if arch in known]
+    named = os.environ.get("FASTINIT_CUDA_ARCHITECTURES", "")
+    wanted = named.split(",") if named else [arch for arch in CUDA_ARCHITECTURES if arch in known]
+    chosen = [arch for arch in wanted if arch in known]
+    if named and chosen != wanted:
+        all_known = ",".join(sorted(known, key=int))
+        raise CompileError(f"FASTINIT_CUDA_ARCHITECTURES is {named!r}; {nvcc} knows {all_known}")
     if not chosen:
         raise CompileError(f"{nvcc} knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}")
     codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in chosen]
@@ -110,6 +115,7 @@ def compilations(nvcc: str | None) -> list[tuple[Path, str, list[str]]]:
         (CSRC / "bindings.cpp", "bindings", includes),
         (CSRC / "cpu.cpp", "cpu", []),
         (CSRC / "lower.cpp", "lower", []),
+        *([(CSRC / "tables.cpp", "tables", [])] if nvcc is not None else []),
         *(
             (CSRC / "cpu_kernels.cpp", f"cpu_kernels_{isa}", [f"-DFASTINIT_ISA={isa}", *flags.split()])
             for isa, flags in INSTRUCTION_SETS.items()

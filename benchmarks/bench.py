@@ -12,7 +12,6 @@ with and without huge pages (pages). docs/benchmarks.md says what the columns me
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
@@ -24,7 +23,7 @@ from rich.console import Console
 from benchmarks.cases import CONTESTANTS, Case, Result, cases, environment, measure, stateless
 from benchmarks.files import write_json
 from benchmarks.plots import draw_all
-from benchmarks.sweeps import by_count, by_pages, by_size, by_threads, of_models, powers_of_two
+from benchmarks.sweeps import by_count, by_pages, by_size, by_threads, cores, of_models, powers_of_two
 
 PARTS = ("fills", "sizes", "tensors", "threads", "models", "pages")
 
@@ -198,7 +197,7 @@ def main() -> None:
             report["tensors"] = by_count([n for n in (10, 100, 1000, 10_000) if n <= most], rounds, note)
             texts.append(tensors_text(report["tensors"]))
         if "threads" in parts:
-            counts = list(powers_of_two(os.cpu_count() or 1))
+            counts = list(powers_of_two(cores()))
             report["threads"] = by_threads(elements, counts, rounds, note)
             texts.append(threads_text(report["threads"]))
         if "models" in parts:

@@ -321,6 +321,11 @@ def warm_model(model: str, dtype: str, rounds: int, tiny: bool) -> Row:
     }
 
 
+def cores() -> int:
+    """Processors that this process may run on, which a container has fewer of than its machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def powers_of_two(most: int) -> Iterator[int]:
     n = 1
     while n < most:

@@ -1,4 +1,4 @@
-// The fill loop on a GPU: what a thread does with its part of a table.
+// The fill loop on a GPU: what a thread does with its part of a table (tables.h).
 //
 // Long runs of neighbouring elements are written 16 bytes a thread; whatever that leaves (ragged ends, strides,
 // regions, far tails and narrow intervals) goes element by element, a block of the generator a thread. A sparse fill is
@@ -11,49 +11,10 @@
 #include "distributions.h"
 #include "pack.h"
 #include "philox.h"
+#include "tables.h"
 
 namespace fastinit {
 namespace gpu {
-
-constexpr int kThreads = 128, kBlocksPerSm = 4;
-constexpr int kTableWords = 4095;  // 32,760 of the 32,764 bytes that a kernel's arguments may take
-
-// Word 0: the number of entries. Then for each entry the first chunk that is its own (low half) and where it lies in
-// `words` (high half). The entries themselves lie at the end.
-struct Table {
-  uint64_t words[kTableWords];
-};
-
-// How an entry is done.
-enum class Path : int8_t { run, rows, elements, sparse };
-
-// An entry: this, then (unless it has no dimensions) the items in a row and `dims` times size, stride and
-// logical_stride, then its steps, then the constants of its distribution.
-struct Entry {
-  unsigned char* data;
-  uint64_t
-      items;  // what threads do one of at a time: 16 bytes; or a block in a row; or an element; or part of a column
-  uint64_t first;  // run: the number of the first block; else: the logical index of the first element
-  uint64_t seed, stream;
-  int8_t kind, dtype, item_size, dims;
-  bool scattered;  // whatever its layout: what has no path for neighbours
-  int8_t chunk_log2;
-  Path path;
-  int8_t steps;
-};
-constexpr int kEntryWords = sizeof(Entry) / 8;
-static_assert(sizeof(Entry) == 48, "entries are made of words");
-
-struct Dim {
-  int64_t size, stride, logical_stride;
-};
-struct Layout {
-  uint64_t per_row;  // items in a row
-  Dim dims[kMaxDims + 1];
-};
-// Words of it that an entry of so many dimensions has; and those of so many steps.
-__host__ __device__ inline int layout_words(int dims) { return dims > 0 ? 1 + 3 * dims : 0; }
-__host__ __device__ inline int program_words(int steps) { return steps * static_cast<int>(sizeof(Step) / 8); }
 
 // ---- the kernel -----------------------------------------------------------------------------------------------------
 
@@ -112,6 +73,16 @@ FASTINIT_FN Chunk chunk_of(const Entry& entry, uint32_t number) {
   return {begin, entry.items - begin < most ? entry.items - begin : most};
 }
 
+FASTINIT_FN void divide(uint64_t a, uint64_t b, uint64_t& quotient, uint64_t& rest) {
+  if ((a | b) >> 32) {
+    quotient = a / b;
+    rest = a % b;
+  } else {
+    quotient = static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+    rest = static_cast<uint32_t>(a) % static_cast<uint32_t>(b);
+  }
+}
+
 // The hot loop. All blocks of an entry share the high half of their number.
 template <class Group, int kUnroll>
 FASTINIT_FN void run(const Entry& entry, const typename Group::Constants& c, uint32_t number) {
@@ -144,22 +115,46 @@ FASTINIT_FN void run(const Entry& entry, const typename Group::Constants& c, uin
   }
 }
 
+// Rows of 16 bytes: the same, a thread's place going on by whole rows and a rest.
+template <class Group>
+FASTINIT_FN void box(const Entry& entry, const Layout& layout, const typename Group::Constants& c, uint32_t number) {
+  const Chunk chunk = chunk_of(entry, number);
+  const Philox p = philox_prepare(entry.seed, entry.stream, static_cast<uint32_t>(entry.first >> 32));
+  const int64_t row_bytes = layout.dims[0].stride;
+  const U row_blocks = static_cast<uint32_t>(layout.dims[0].logical_stride);
+  const uint32_t per_row = static_cast<uint32_t>(layout.per_row);
+  uint64_t row, place;
+  divide(chunk.begin + threadIdx.x, layout.per_row, row, place);
+  uint32_t column = static_cast<uint32_t>(place);
+  U block = static_cast<uint32_t>(entry.first) + static_cast<uint32_t>(row) * row_blocks + column * Group::kBlocks;
+  unsigned char* to = entry.data + static_cast<int64_t>(row) * row_bytes + static_cast<int64_t>(place) * 16;
+  const uint32_t rows = kThreads / per_row, rest = kThreads % per_row;
+  const U step_blocks = rows * row_blocks + rest * Group::kBlocks, turn_blocks = row_blocks - per_row * Group::kBlocks;
+  const int64_t step_bytes = static_cast<int64_t>(rows) * row_bytes + static_cast<int64_t>(rest) * 16;
+  const int64_t turn_bytes = row_bytes - static_cast<int64_t>(layout.per_row) * 16;
+#pragma unroll 1
+  for (int32_t left = static_cast<int32_t>(chunk.count) - static_cast<int32_t>(threadIdx.x); left > 0;
+       left -= kThreads) {
+    U out[4];
+    Group::sixteen_bytes(block, p, c, out);
+    store16_bytes(to, out);
+    column += rest;
+    block += step_blocks;
+    to += step_bytes;
+    if (column >= per_row) {
+      column -= per_row;
+      block += turn_blocks;
+      to += turn_bytes;
+    }
+  }
+}
+
 FASTINIT_FN void run_constant(const Entry& entry, const uint64_t* pattern, uint32_t number) {
   const Chunk chunk = chunk_of(entry, number);
   const U out[4] = {static_cast<U>(pattern[0]), static_cast<U>(pattern[0] >> 32), static_cast<U>(pattern[1]),
                     static_cast<U>(pattern[1] >> 32)};
   for (uint64_t i = threadIdx.x; i < chunk.count; i += kThreads) {
     store16_bytes(entry.data + (chunk.begin + i) * 16, out);
-  }
-}
-
-FASTINIT_FN void divide(uint64_t a, uint64_t b, uint64_t& quotient, uint64_t& rest) {
-  if ((a | b) >> 32) {
-    quotient = a / b;
-    rest = a % b;
-  } else {
-    quotient = static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
-    rest = static_cast<uint32_t>(a) % static_cast<uint32_t>(b);
   }
 }
 
@@ -373,21 +368,20 @@ FASTINIT_FN void sparse(const Entry& entry, const Layout& layout, const Sparse& 
 template <class Group, int kUnroll, class Values>
 FASTINIT_FN void any_path(const Entry& entry, const Layout& layout, const typename Values::Constants& c,
                           uint32_t number) {
-  if (entry.path == Path::run) {
-    run<Group, kUnroll>(entry, c, number);
-  } else {
-    rows<Values>(entry, layout, c, number);
-  }
+  if (entry.path == Path::run) return run<Group, kUnroll>(entry, c, number);
+  if (entry.path == Path::box) return box<Group>(entry, layout, c, number);
+  rows<Values>(entry, layout, c, number);
 }
 
 // kUnroll: how many times 16 bytes a thread writes per turn of the hot loop, to spread the loop's own instructions.
 template <class Dist, int kUnroll>
 FASTINIT_FN void any_dtype(const Entry& entry, const Layout& layout, const typename Dist::Constants& c,
                            uint32_t number) {
-  if (entry.path != Path::run) return rows<Values32<Dist>>(entry, layout, c, number);
+  if (entry.path == Path::rows) return rows<Values32<Dist>>(entry, layout, c, number);
   with_format(dtype_of(entry), [&](auto format) {
-    using Format = decltype(format);
-    run<Group32<Dist, Format>, Format::kBytes == 4 ? kUnroll : 1>(entry, c, number);
+    using Group = Group32<Dist, decltype(format)>;
+    if (entry.path == Path::box) return box<Group>(entry, layout, c, number);
+    run<Group, (kUnroll + Group::kBlocks - 1) / Group::kBlocks>(entry, c, number);
   });
 }
 
@@ -396,19 +390,19 @@ FASTINIT_FN Constants as(const uint64_t* constants) {
   return *reinterpret_cast<const Constants*>(constants);
 }
 
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm) fill_table(const __grid_constant__ Table table) {
-  uint32_t low = 0, high = static_cast<uint32_t>(table.words[0]) - 1;
+FASTINIT_FN void fill_chunk(const uint64_t* words) {
+  uint32_t low = 0, high = static_cast<uint32_t>(words[0]) - 1;
   while (low < high) {
     const uint32_t middle = (low + high + 1) / 2;
-    if (static_cast<uint32_t>(table.words[1 + middle]) <= blockIdx.x) {
+    if (static_cast<uint32_t>(words[1 + middle]) <= blockIdx.x) {
       low = middle;
     } else {
       high = middle - 1;
     }
   }
-  const uint64_t index = table.words[1 + low];
+  const uint64_t index = words[1 + low];
   const uint32_t number = blockIdx.x - static_cast<uint32_t>(index);
-  const uint64_t* at = table.words + (index >> 32);
+  const uint64_t* at = words + (index >> 32);
   const Entry& entry = *reinterpret_cast<const Entry*>(at);
   const Layout& layout = *reinterpret_cast<const Layout*>(at + kEntryWords);
   const uint64_t* constants = at + kEntryWords + layout_words(entry.dims) + program_words(entry.steps);
@@ -416,6 +410,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fill_table(const __gri
   switch (static_cast<Kind>(entry.kind)) {
     case Kind::bits:
       if (entry.path == Path::run) return run<Group32<BitsDist, F32>, 4>(entry, {}, number);
+      if (entry.path == Path::box) return box<Group32<BitsDist, F32>>(entry, layout, {}, number);
       return rows<Values32<BitsDist>>(entry, layout, {}, number, constants[0]);
     case Kind::uniform:
       if (f64) {
@@ -440,6 +435,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fill_table(const __gri
       TruncatedNormal<float> c = as<TruncatedNormal<float>>(constants);
       if (c.form != Form::near) return rows<Values32<TruncatedNormalDist>>(entry, layout, c, number);
       c.form = Form::near;
+      if (entry.plain && entry.path == Path::run) {
+        return any_dtype<PlainTruncatedNormalDist, 4>(entry, layout, c, number);
+      }
       return any_dtype<TruncatedNormalDist, 4>(entry, layout, c, number);
     }
     case Kind::sparse: {
@@ -451,6 +449,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) fill_table(const __gri
       if (entry.path == Path::run) return run_constant(entry, constants, number);
       return elements(entry, layout, constants, number);
   }
+}
+
+template <int kWords>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm) fill_table(const __grid_constant__ Table<kWords> table) {
+  fill_chunk(table.words);
 }
 
 }  // namespace gpu

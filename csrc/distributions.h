@@ -30,10 +30,10 @@ FASTINIT_FN void normal_pair(U w0, U w1, F& even, F& odd) {
   const F s = mul(y, horner(y2, FASTINIT_SINE_F32));
   const F c = horner(y2, FASTINIT_COSINE_F32);
   const Mask swap = has_bit<30>(q);
-  const U cos_sign = bit_and(add(q, splat(0x40000000u)), splat(0x80000000u));
-  const U sin_sign = bit_and(q, splat(0x80000000u));
-  even = mul(radius, from_bits(bit_xor(bits(select(swap, s, c)), cos_sign)));
-  odd = mul(radius, from_bits(bit_xor(bits(select(swap, c, s)), sin_sign)));
+  // Half a turn changes both signs, a quarter turn from there on the cosine's.
+  const F turned = from_bits(bit_xor(bits(radius), bit_and(q, splat(0x80000000u))));
+  even = mul(turned, select(swap, neg(s), c));
+  odd = mul(turned, select(swap, c, s));
 }
 
 // 1 / y for y in [1, 4]: four Newton steps from an estimate good to 12%.
@@ -160,6 +160,19 @@ struct TruncatedNormalDist {
       }
     }
     for (int j = 0; j < 4; ++j) e[j] = bits(near_value(z[j], c));
+  }
+};
+
+// A near truncated normal of which no word takes the tail, with the unit 1 and the anchor -0 (csrc/tables.cpp).
+struct PlainTruncatedNormalDist {
+  using Constants = TruncatedNormal<float>;
+  FASTINIT_FN void values(const U w[4], const Constants& c, U e[4]) {
+    for (int j = 0; j < 4; ++j) {
+      Mask upper;
+      F length;
+      const F z = near_centre(w[j], c, upper, length);
+      e[j] = bits(clamp(fma(z, splat(c.std), splat(c.mean)), c.lo, c.hi));
+    }
   }
 };
 

@@ -2,7 +2,7 @@
 // `round` of csrc/distributions.h on every float32, but:
 //   - NaN, which the GPU writes in a pattern of its own;
 //   - what overflows float8_e5m2, which the GPU makes the largest value and torch infinity.
-// So only fills in which neither can occur may come here (csrc/cuda.cu sees to it). tools/ptx.cu compares all 2^32.
+// So only fills in which neither can occur may come here (csrc/tables.cpp sees to it). tools/ptx.cu compares all 2^32.
 #pragma once
 #include "distributions.h"
 

@@ -39,6 +39,11 @@ BUDGET = {
     ("CUDA C++", "uniform", "float16"): 16.5,
     ("CUDA C++", "uniform", "float8_e4m3fn"): 16.0,
     ("CUDA C++", "normal", "float8_e4m3fn"): 34.5,
+    # 1.3 times what contiguous ones may take
+    ("CUDA C++", "uniform, columns", "float32"): 19.8,
+    ("CUDA C++", "normal, columns", "float32"): 44.2,
+    ("CUDA C++", "normal, columns", "bfloat16"): 45.5,
+    ("CUDA C++", "truncated_normal with tails, columns", "float32"): 60.5,
     ("Triton", "uniform", "float32"): 16.5,
     ("Triton", "normal", "float32"): 37.5,
     ("Triton", "truncated_normal", "float32"): 50.0,
@@ -88,6 +93,13 @@ class Instruction:
 def disassemble(sass: str) -> list[Instruction]:
     found = (LINE.match(line) for line in sass.splitlines())
     return [Instruction(int(m[1], 16), m[2]) for m in found if m]
+
+
+def functions(code: list[Instruction]) -> Iterator[list[Instruction]]:
+    """Each function by itself: addresses begin again."""
+    starts = [n for n, i in enumerate(code) if n == 0 or i.address <= code[n - 1].address]
+    for start, end in zip(starts, [*starts[1:], len(code)], strict=True):
+        yield code[start:end]
 
 
 def loops(code: list[Instruction]) -> Iterator[list[Instruction]]:
@@ -146,11 +158,16 @@ def kind_of(way: list[Instruction]) -> tuple[str, str] | None:
     products, stores = count(way, "IMAD.WIDE.U32"), count(way, "STG")
     if count(way, "DADD", "DMUL", "DFMA") or not 17 * blocks <= products / stores <= 20 * blocks:
         return None
-    if count(way, "FFMA") == 0:
-        return "bits", "int32"
-    if count(way, "MUFU.RSQ"):
-        return "normal", dtype
-    return "uniform" if count(way, "FFMA") / outputs(way, 4 // blocks) < 2 else "truncated_normal", dtype
+    fmas = count(way, "FFMA") / outputs(way, 4 // blocks)
+    if fmas == 0:
+        name, dtype = "bits", "int32"
+    elif count(way, "MUFU.RSQ"):
+        name = "normal"
+    else:
+        name = "uniform" if fmas < 2 else "truncated_normal" if fmas < 22.5 else "truncated_normal with tails"
+    # Rows with gaps between them: the place in a row is compared with its length, without a sign.
+    in_columns = any(i.words[0].startswith("ISETP") and ".U32" in i.words[0] for i in way)
+    return name + (", columns" if in_columns else ""), dtype
 
 
 @dataclass
@@ -165,6 +182,7 @@ class Row:
     registers: int | None
     local_bytes: int | None
     bytes: int
+    fmas: float = 0.0  # per output
 
 
 def resources(path: Path, target: str | None = None) -> tuple[int, int]:
@@ -196,19 +214,26 @@ def cuda_rows(target: str) -> list[Row]:
     registers, local = resources(obj, target)
     code = disassemble(run(tool("cuobjdump"), "-sass", "-arch", f"sm_{target}", str(obj)))
     best: dict[tuple[str, str], Row] = {}
-    for way in loops(code):
+    for way in (way for function in functions(code) for way in loops(function)):
         kind = kind_of(way)
         if kind is None:
             continue
         name, dtype = kind
         n = outputs(way, {"bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}.get(dtype, 4))
         row = Row("CUDA C++", name, dtype, f"sm_{target}", len(way), n, len(way) / n, registers, local, 0)
-        # A distribution has an unrolled loop and one for what is left: the hot one stores more.
-        if kind not in best or row.outputs > best[kind].outputs:
+        row.fmas = count(way, "FFMA") / n
+        # A distribution has an unrolled loop and one for what is left: the hot one stores more. Of the kernels with a
+        # large and a small table, the worse counts.
+        if kind not in best or (n, len(way)) > (best[kind].outputs, best[kind].instructions):
             best[kind] = row
     order = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "int32"]
-    names = ["uniform", "normal", "truncated_normal", "bits"]
-    return sorted(best.values(), key=lambda row: (names.index(row.distribution), order.index(row.dtype)))
+    names = ["uniform", "normal", "truncated_normal", "truncated_normal with tails", "bits"]
+
+    def place(row: Row) -> tuple[bool, int, int]:
+        name, _, columns = row.distribution.partition(", ")
+        return bool(columns), names.index(name), order.index(row.dtype)
+
+    return sorted(best.values(), key=place)
 
 
 def load_kernels() -> ModuleType:
@@ -234,12 +259,15 @@ TRITON: dict[str, tuple[str, dict[str, Any]]] = {
     "far_tail": ("scattered", {"KIND": 4, "FORM": 1}),
     # times, plus and divided by something, in float16, bfloat16 and float8_e4m3fn
     "program": ("run", {"KIND": 3, "FORM": 0, "PROGRAM": 10 | 15 << 6 | 20 << 12}),
+    # In these all is looked at but the count.
+    "normal in float64": ("run", {"KIND": 3, "FORM": 0, "DTYPE": 1, "BYTES": 8}),
+    "truncated_normal in float64": ("run", {"KIND": 4, "FORM": 0, "DTYPE": 1, "BYTES": 8}),
     "sparse": ("sparse", {}),
     "patterned": ("patterned", {"KIND": 8}),
 }
 
 
-def triton_rows(target: str) -> list[Row]:
+def triton_rows(target: str, ptx: Path | None = None) -> list[Row]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -263,19 +291,22 @@ def triton_rows(target: str) -> list[Row]:
             constants["BLOCK"] = 128
         names = [p.name for p in function.params]
         constants = {k: v for k, v in constants.items() if k in names}
-        signature = {n: "constexpr" if n in constants else "*i32" if n == "to" else "i64" for n in names}
+        pointer = f"*i{8 * constants['BYTES']}"
+        signature = {n: "constexpr" if n in constants else pointer if n == "to" else "i64" for n in names}
         # What a launch finds by itself: the storage starts at a multiple of 16 bytes.
         attributes = {(names.index("to"),): [["tt.divisibility", 16]]}
         source = ASTSource(function, signature, {(names.index(k),): v for k, v in constants.items()}, attributes)
         binary = triton.compile(source, target=gpu, options=module.OPTIONS).asm
         code = binary["cubin" if kind == "cuda" else "hsaco"]
+        if ptx is not None and kind == "cuda":
+            (ptx / f"triton {name}.ptx").write_text(binary["ptx"])
         row = Row("Triton", name, "float32", target, 0, 0, 0.0, None, None, len(code))
         if kind == "cuda":
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "kernel.cubin")
                 path.write_bytes(code)
                 row.registers, row.local_bytes = resources(path)
-                if kernel == "run":
+                if kernel == "run" and constants["DTYPE"] == 0:
                     ways = list(loops(disassemble(run(tool("cuobjdump"), "-sass", str(path)))))
                     if not ways:
                         raise RuntimeError(f"no loop of {name} stores 16 bytes at a time")
@@ -313,11 +344,14 @@ def main() -> int:
     parser.add_argument("--triton-only", action="store_true")
     parser.add_argument("--cuda-only", action="store_true")
     parser.add_argument("--write", action="store_true", help="write the table to tools/sass.md")
+    parser.add_argument("--ptx", type=Path, help="write the PTX of each kernel to this folder")
     parser.add_argument("--json", help="write every row to this file (-: to the output, in place of the table)")
     args = parser.parse_args()
     rows = [] if args.triton_only else cuda_rows(args.target)
     if not args.cuda_only:
-        rows += triton_rows(args.target)
+        rows += triton_rows(args.target, args.ptx)
+    if args.ptx and not args.triton_only:
+        (args.ptx / "cuda.ptx").write_text(run(tool("cuobjdump"), "--dump-ptx", str(built_object())))
     text = json.dumps([asdict(row) for row in rows], indent=2)
     print(text if args.json == "-" else table(rows))
     if args.json and args.json != "-":

@@ -76,12 +76,9 @@ def normal_pair(w0, w1):
     s = y * horner(y2, SINE_F32, 3)
     c = horner(y2, COSINE_F32, 3)
     swap = (v & 0x40000000) != 0
-    sign = 0x80000000
-    even = radius * (tl.where(swap, s, c).to(tl.uint32, bitcast=True) ^ ((v + 0x40000000) & sign)).to(
-        tl.float32, bitcast=True
-    )
-    odd = radius * (tl.where(swap, c, s).to(tl.uint32, bitcast=True) ^ (v & sign)).to(tl.float32, bitcast=True)
-    return even, odd
+    # Half a turn changes both signs, a quarter turn from there on the cosine's.
+    turned = (radius.to(tl.uint32, bitcast=True) ^ (v & 0x80000000)).to(tl.float32, bitcast=True)
+    return turned * tl.where(swap, -s, c), turned * tl.where(swap, c, s)
 
 
 @triton.jit

@@ -1,25 +1,20 @@
-"""csrc/cuda.cu as ordinary C++, with blocks and threads as loops: the same bits as the CPU backend and the reference.
+"""csrc/cuda.cu as ordinary C++ (tests/support/shim.py): the same bits as the CPU backend and the reference.
 
-tests/support/cuda_shim/cuda_runtime.h is the CUDA runtime there. What only a GPU can show is in test_gpu.py.
+What only a GPU can show is in test_gpu.py.
 """
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-import os
-import shlex
-import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from kernels.test_kernels import FAR_BOXES
 from support.bits import REAL, SEED, STREAM, check, check_box, dirty
-from support.layouts import LAYOUTS, Layout, batch, raw
+from support.layouts import BOXES, LAYOUTS, Layout, batch, raw
 from support.parameters import EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
-from support.wire import to_wire
+from support.shim import Shim, built
 
 from torch_fastinit import backend
 from torch_fastinit.initializers import (
@@ -35,80 +30,27 @@ from torch_fastinit.initializers import (
 )
 from torch_fastinit.ops import Fill, Region, fill
 
-ROOT = Path(__file__).resolve().parents[2]
-# Arithmetic as in the build; undefined behaviour (a misaligned store, an overflow) ends the process.
-FLAGS = (
-    "-std=c++17 -O1 -shared -fPIC -ffp-contract=off -fno-strict-aliasing -Wno-unknown-pragmas "
-    "-fsanitize=undefined -fsanitize-undefined-trap-on-error"
-)
-
-
-class State(ctypes.Structure):
-    """``Shim`` of cuda_runtime.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_int) for name in ("devices", "current", "launches", "launched_on", "without_code")),
-        ("stream", ctypes.c_size_t),
-        *((name, ctypes.c_int) for name in ("next_launch", "driver")),
-    ]
-
-
-class Shim:
-    """The compiled kernels."""
-
-    def __init__(self, library: Path) -> None:
-        self.library = ctypes.CDLL(str(library))
-        self.library.shim_fill.restype = ctypes.c_char_p
-        self.library.shim_cuda_error.restype = ctypes.c_char_p
-        self.library.shim_state.restype = ctypes.POINTER(State)
-        self.state: State = self.library.shim_state().contents
-        self.device, self.stream = 0, 0
-
-    def fill(self, fills: Iterable[Fill], fresh: bool = False) -> None:
-        _, rows, recipe, params = to_wire(fills)
-        lists = (
-            *((ctypes.c_int64 * len(rows))(*rows), ctypes.c_size_t(len(rows))),
-            *((ctypes.c_int64 * len(recipe))(*recipe), ctypes.c_size_t(len(recipe))),
-            *((ctypes.c_double * len(params))(*params), ctypes.c_size_t(len(params))),
-        )
-        message = self.library.shim_fill(*lists, ctypes.c_int(self.device), ctypes.c_size_t(self.stream))
-        if message is not None:
-            raise RuntimeError(message.decode())
-
-    def provider(self) -> backend.Provider:
-        return backend.Provider("shim", "csrc/cuda.cu", self.fill, lambda device: "")
+ALL = LAYOUTS | BOXES
 
 
 @pytest.fixture(scope="session")
 def compiled() -> Path:
-    """The shared library, kept between runs under the hash of what it is made of."""
-    sources = [p for p in sorted((ROOT / "csrc").rglob("*.[ch]*")) if p.is_file()]
-    sources += [*sorted((ROOT / "tests" / "support" / "cuda_shim").iterdir()), ROOT / "tests" / "support" / "wire.h"]
-    machine = ["-mfma"] if "x86" in os.uname().machine else []
-    command = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS.split(), *machine]
-    key = hashlib.sha256(b"\0".join([repr(command).encode(), *(path.read_bytes() for path in sources)])).hexdigest()
-    target = ROOT / "build" / "cuda_shim" / f"{key[:16]}.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(f".{os.getpid()}")
-        shim = ROOT / "tests" / "support" / "cuda_shim"
-        inputs = [str(shim / "shim.cpp"), str(ROOT / "csrc" / "lower.cpp")]
-        subprocess.run([*command, f"-I{shim}", *inputs, "-o", str(part)], check=True)
-        part.replace(target)
-    return target
+    return built()
 
 
 @pytest.fixture
 def shim(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Shim:
     """Fills of CPU tensors go through csrc/cuda.cu."""
     shim = Shim(compiled)
-    for name, value in {"devices": 2, "current": 0, "launches": 0, "next_launch": 0, "driver": 0}.items():
-        setattr(shim.state, name, value)
+    for name in ("current", "launches", "next_launch", "driver", "skip", "words", "chunk", "plain"):
+        setattr(shim.state, name, 0)
+    shim.state.devices = 2
+    shim.paths()
     monkeypatch.setitem(backend.serving, "cpu", shim.provider())
     return shim
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=[name.replace(" ", "_") for name in LAYOUTS])
+@pytest.mark.parametrize("layout", ALL.values(), ids=[name.replace(" ", "_") for name in ALL])
 def test_layouts(layout: Layout, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours: list[torch.Tensor] = []
     theirs: list[torch.Tensor] = []
@@ -167,6 +109,109 @@ def test_a_model_takes_one_launch_for_200_tensors(shim: Shim) -> None:
         again = torch.empty_like(tensors[n])
         fill([Fill(again, initializers[n % 4], SEED, n)])
         assert torch.equal(tensors[n], again)
+
+
+def columns(initializer: Initializer, dtype: torch.dtype, sizes: tuple[int, int], at: tuple[int, int]) -> Fill:
+    return Fill(torch.empty(sizes, dtype=dtype), initializer, SEED, STREAM, Region((2**23, 4112), at))
+
+
+def test_columns_go_as_boxes(shim: Shim) -> None:
+    for dtype in REAL:
+        for initializer in (Uniform(), Normal(), TruncatedNormal(), TruncatedNormal(0.0, 1.0, -4.0, 1.5)):
+            fill([columns(initializer, dtype, (6, 160), (5, 16))])
+            assert shim.paths() == {"box": 1}, (initializer, dtype)
+    fill([columns(Normal(), torch.float32, (6, 162), (5, 15))])  # at an odd address, which no 16 bytes may begin
+    assert shim.paths() == {"rows": 1}
+    fill([columns(Normal(), torch.float32, (6, 160), (4177980, 3008))])  # row 3 crosses block 2^32
+    assert shim.paths() == {"box": 2, "run": 2}
+
+
+def test_what_needs_neither_tail_nor_placing(shim: Shim) -> None:
+    """Counted where elements can be in the tail, or the mean is no float32; bits are compared elsewhere."""
+    for initializer, plain in (
+        (TruncatedNormal(), 1),
+        (TruncatedNormal(0.0, 1.0, -2.9, 2.9), 1),
+        (TruncatedNormal(0.0, 1.0, -3.0, 2.0), 0),
+        (TruncatedNormal(0.0, 1.0, -2.0, 3.0), 0),
+        (TruncatedNormal(1e6 + 0.01, 0.001, 1e6, 1e6 + 0.02), 0),
+        (TRUNCATED["8 to 9"], 0),
+        (Normal(), 0),
+    ):
+        shim.state.plain = 0
+        check(initializer, dirty((1024,), torch.float32))
+        assert shim.state.plain == plain, initializer
+
+
+def test_chunks_are_as_large_as_the_batch_allows(shim: Shim) -> None:
+    """One tensor or many, it is the batch that has to have work for a whole device."""
+    shim.state.skip = -1  # nothing is written, so this is address space and no memory
+    whole = torch.empty(2**31)
+    for tensors, chunk in (
+        ([whole[: 2**20]], 1024),
+        ([whole[: 2**26]], 2048),
+        ([whole[: 2**27]], 4096),
+        ([whole], 8192),
+        (list(whole.split(2**21)), 8192),
+    ):
+        fill([Fill(t, Normal(), SEED, n) for n, t in enumerate(tensors)])
+        assert shim.state.chunk == chunk, (len(tensors), tensors[0].numel())
+
+
+def test_addresses_past_2_to_the_32(shim: Shim) -> None:
+    """Of a buffer of 8 GiB, of which only what is written becomes memory."""
+    whole = torch.empty(2**31)
+    shim.state.skip = 2**16 - 2  # all blocks but the last two of a run of 8,192 times 16 bytes each
+    initializers = (Normal(), TruncatedNormal(), Uniform())
+    for initializer in initializers:
+        fill([Fill(whole, initializer, SEED, STREAM)])
+        assert shim.paths() == {"run": 1}
+        end = dirty((2**16,), torch.float32)
+        check_end = Fill(end, initializer, SEED, STREAM, Region((2**31,), (2**31 - 2**16,)))
+        shim.state.skip = 0
+        fill([check_end])
+        shim.state.skip = 2**16 - 2
+        shim.paths()
+        assert torch.equal(raw(whole[-(2**16) :]), raw(end))
+    shim.state.skip = 0
+    far = 2**29 - 64  # elements, nearly 2 GiB
+    for strides, paths in (((far, 1), {"box": 1}), ((1, far // 16), {"rows": 1}), ((far + 1, 1), {"rows": 1})):
+        view = whole.as_strided((4, 64), strides)
+        for initializer in initializers:
+            fill([Fill(view, initializer, SEED, STREAM, Region((10, 128), (3, 32)))])
+            assert shim.paths() == paths
+            here = dirty((4, 64), torch.float32)
+            fill([Fill(here, initializer, SEED, STREAM, Region((10, 128), (3, 32)))])
+            shim.paths()
+            assert torch.equal(view, here)
+        fill([Fill(view, Constant(0.5))])
+        assert bool((view == 0.5).all())
+        fill([Fill(view, Sparse(0.5), SEED, STREAM)])
+        here = dirty((4, 64), torch.float32)
+        fill([Fill(here, Sparse(0.5), SEED, STREAM)])
+        assert torch.equal(view, here)
+        shim.paths()
+
+
+def test_a_small_batch_has_a_small_table(shim: Shim) -> None:
+    initializers = [Normal(), Uniform(), TruncatedNormal(), Constant(0.5)]
+    sizes = []
+    for n in range(1, 40):
+        ours = [dirty((37,), torch.float32)[1:] for _ in range(n)]
+        fill([Fill(t, initializers[k % 4], SEED, k) for k, t in enumerate(ours)])
+        sizes.append(shim.state.words)
+        for k, t in enumerate(ours):
+            alone = torch.empty(36)
+            fill([Fill(alone, initializers[k % 4], SEED, k)])
+            assert torch.equal(t, alone)
+    assert shim.state.launches == sum(range(1, 40)) + 39
+    assert sorted(sizes) == sizes  # first small ones, then large ones
+    assert set(sizes) == {127, 4095}
+
+
+@pytest.mark.parametrize("initializer", [NORMAL["gpt"], TRUNCATED["default"], Sparse(0.9), Eye()], ids=repr)
+def test_any_one_fill_has_a_small_table(initializer: Initializer, shim: Shim) -> None:
+    fill([Fill(torch.empty(67, 41), initializer, SEED, STREAM)])
+    assert shim.state.words == 127
 
 
 def test_float64_truncated_normals_too(shim: Shim) -> None:

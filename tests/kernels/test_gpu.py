@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.bits import REAL, SEED, STREAM
-from support.layouts import ANY, LAYOUTS, Layout, batch, raw
+from support.layouts import ANY, BOXES, LAYOUTS, Layout, batch, raw
 from support.parameters import EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 
 import torch_fastinit as fastinit
@@ -46,7 +46,10 @@ def on_gpu(fills: list[Fill], buffers: list[torch.Tensor], layout: Layout) -> tu
     return moved, there
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=[name.replace(" ", "_") for name in LAYOUTS])
+ALL_LAYOUTS = LAYOUTS | BOXES
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS.values(), ids=[name.replace(" ", "_") for name in ALL_LAYOUTS])
 def test_layouts(layout: Layout, served: str) -> None:
     here: list[torch.Tensor] = []
     fills = batch(layout, here)
@@ -155,7 +158,8 @@ def test_several_streams(served: str) -> None:
 
 def test_nothing_waits_for_the_device(served: str) -> None:
     t = torch.empty(4096, device="cuda")
-    init.uniform_(t)
+    for function in (init.uniform_, init.trunc_normal_, init.normal_):
+        function(t)  # loaded, and in Triton compiled, which takes longer than the device sleeps below
     torch.cuda.synchronize()
     try:
         with warnings.catch_warnings():  # torch says once that this mode is a prototype
@@ -275,7 +279,7 @@ def test_compute_sanitizer_is_clean() -> None:
         pytest.skip("compute-sanitizer is not installed")
     code = (
         "import torch; from support.layouts import *; from torch_fastinit.ops import fill\n"
-        "for layout in LAYOUTS.values():\n"
+        "for layout in (LAYOUTS | BOXES).values():\n"
         "    buffers = []\n"
         "    fills = batch(layout, buffers)\n"
         "    there = [b.view(torch.uint8).cuda().view(b.dtype) for b in buffers]\n"

@@ -247,6 +247,8 @@ def test_compiles_for(target: str) -> None:
         "truncated_normal",
         "truncated_normal with tails",
         "far_tail",
+        "normal in float64",
+        "truncated_normal in float64",
         "program",
         "sparse",
         "patterned",

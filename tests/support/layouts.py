@@ -78,6 +78,14 @@ LAYOUTS = {
     "past 2^60": Layout((40, 30), shape=(2**40, 2**20), box=(2**40 - 40, 11)),
 }
 
+#: Columns of a matrix: rows of 16 bytes and more after a gap.
+BOXES = {
+    "wide rows": Layout((9, 616), shape=(20, 1232), box=(2, 16)),
+    "rows with ragged ends": Layout((6, 75), strides=(96, 1), offset=5, shape=(9, 160), box=(1, 21)),
+    "rows on either side of block 2^32": Layout((6, 160), shape=(2**23, 4112), box=(4177980, 3008)),
+    "rows of 16 bytes": Layout((300, 4), shape=(400, 64), box=(50, 32)),
+}
+
 NEAR, FAR = TruncatedNormal(0.0, 1.0, -4.0, 1.5), TruncatedNormal(0.0, 1.0, 8.0, 9.0)
 ANY = (Uniform(-0.5, 0.25), Normal(-0.1, 0.5), NEAR, FAR, Constant(0.3))
 OFFSETS = (0, 3, 2**34 - 9, 2**66 - 200)

@@ -45,6 +45,10 @@ struct Shim {
   int without_code = -1;  // a device
   uintptr_t stream = 0;
   cudaError_t next_launch = cudaSuccess, driver = cudaSuccess;
+  int skip = 0;              // so many blocks of each launch do not run; -1: none does
+  int words = 0, chunk = 0;  // of the last launch's table; items in a chunk of its last entry
+  int entries[5] = {};       // of all launches, by path
+  int plain = 0;             // of these
 };
 inline Shim shim;
 
@@ -82,14 +86,15 @@ inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) {
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
-// Runs the one kernel there is: shim.cpp knows its type.
-void shim_run(dim3 grid, dim3 block, void** arguments);
+// Runs a kernel: shim.cpp knows their types.
+void shim_run(const void* kernel, dim3 grid, dim3 block, void** arguments);
 
-inline cudaError_t cudaLaunchKernel(const void*, dim3 grid, dim3 block, void** arguments, size_t, cudaStream_t s) {
+inline cudaError_t cudaLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** arguments, size_t,
+                                    cudaStream_t s) {
   if (shim.next_launch != cudaSuccess) return std::exchange(shim.next_launch, cudaSuccess);
   ++shim.launches;
   shim.launched_on = shim.current;
   shim.stream = reinterpret_cast<uintptr_t>(s);
-  shim_run(grid, block, arguments);
+  shim_run(kernel, grid, block, arguments);
   return cudaSuccess;
 }

@@ -2,11 +2,25 @@
 #include "../../../csrc/cuda.cu"
 #include "../wire.h"
 
-void shim_run(dim3 grid, dim3 block, void** arguments) {
-  const fastinit::gpu::Table& table = *static_cast<const fastinit::gpu::Table*>(arguments[0]);
-  for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
-    for (threadIdx.x = 0; threadIdx.x < block.x; ++threadIdx.x) fastinit::gpu::fill_table(table);
+template <int kWords>
+void run(dim3 grid, dim3 block, void** arguments) {
+  using namespace fastinit::gpu;
+  const Table<kWords>& table = *static_cast<const Table<kWords>*>(arguments[0]);
+  shim.words = kWords;
+  for (uint64_t i = 1; i <= table.words[0]; ++i) {
+    const Entry& entry = *reinterpret_cast<const Entry*>(table.words + (table.words[i] >> 32));
+    ++shim.entries[static_cast<int>(entry.path)];
+    shim.plain += entry.plain;
+    shim.chunk = 1 << entry.chunk_log2;
   }
+  for (blockIdx.x = static_cast<unsigned>(shim.skip); blockIdx.x < grid.x; ++blockIdx.x) {
+    for (threadIdx.x = 0; threadIdx.x < block.x; ++threadIdx.x) fill_table<kWords>(table);
+  }
+}
+
+void shim_run(const void* kernel, dim3 grid, dim3 block, void** arguments) {
+  (kernel == fastinit::kSmall ? run<fastinit::gpu::kSmallTableWords> : run<fastinit::gpu::kTableWords>)(grid, block,
+                                                                                                        arguments);
 }
 
 extern "C" {
