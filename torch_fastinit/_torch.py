@@ -1,4 +1,4 @@
-"""Every private name of torch that is used here, all of them seen in torch 2.10 to 2.15 (docs/versions.md).
+"""Every private name of torch that is used here, all of them seen in torch 2.10 to 2.14 (docs/versions.md).
 
 What torch itself should have is looked for when this module is imported, what its other packages should have when it is
 needed: either way an error says what is missing, instead of an AttributeError in the middle of a constructor.
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 def _missing(name: str) -> str:
     return (
-        f"torch {torch.__version__} has no {name}, which torch_fastinit needs; torch 2.10 to 2.15 have it: install one "
+        f"torch {torch.__version__} has no {name}, which torch_fastinit needs; torch 2.10 to 2.14 have it: install one "
         "of these, or a newer torch_fastinit"
     )
 
