@@ -13,6 +13,7 @@ cuobjdump and ptxas come with Triton.
 from __future__ import annotations
 
 import argparse
+import ast
 import heapq
 import importlib.util
 import json
@@ -20,6 +21,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -201,6 +203,23 @@ def resources(path: Path, target: str | None = None) -> tuple[int, int]:
     return max(registers), max(local)
 
 
+def misfits(path: Path, architectures: set[str]) -> list[str]:
+    """What is wrong with a library of CUDA kernels: missing code, spilled registers, PTX that 11.0 cannot take."""
+    text = run(tool("cuobjdump"), "--dump-resource-usage", str(path))
+    codes = set(re.findall(r"elf code:\n=+\narch = sm_(\d+)", text))
+    found = [f"no code for {name}" for name in sorted(architectures - codes)]
+    usage = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    if len(usage) != 2 * len(codes):  # with a large and a small table
+        found.append(f"{len(usage)} kernels")
+    for registers, *memory in usage:
+        if int(registers) > 128:  # four blocks of 128 threads an SM
+            found.append(f"{registers} registers")
+        if any(map(int, memory)):
+            found.append(f"stack, shared and local memory of {', '.join(memory)} bytes")
+    ptx = re.findall(r"sm_(\d+)\.ptx", run(tool("cuobjdump"), "--list-ptx", str(path)))
+    return found + [f"PTX of {name}, which a GPU of 11.0 cannot compile" for name in ptx if int(name) > 110]
+
+
 def built_object() -> Path:
     """csrc/cuda.cu as the package was built."""
     found = sorted((ROOT / "build").glob("*/cuda.o"), key=lambda path: path.stat().st_mtime)
@@ -338,6 +357,17 @@ def committed() -> dict[tuple[str, str, str], float]:
     return {(row[0], row[1], row[2]): float(row[5]) for row in rows[2:]}
 
 
+def check_wheel(path: Path) -> int:
+    """Whether the kernels in a wheel are as they should be, for every architecture that setup.py names."""
+    named = re.search(r"^CUDA_ARCHITECTURES = (.*)$", (ROOT / "setup.py").read_text(), re.MULTILINE)
+    assert named is not None
+    with zipfile.ZipFile(path) as wheel, tempfile.TemporaryDirectory() as folder:
+        (library,) = (name for name in wheel.namelist() if Path(name).name.startswith("_C."))
+        found = misfits(Path(wheel.extract(library, folder)), set(ast.literal_eval(named[1])))
+    print("\n".join(found) or f"{path.name}: CUDA kernels for {named[1]}, none of which spills")
+    return bool(found)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="90", help="90, cuda:90, hip:gfx942 (the latter two for Triton)")
@@ -346,7 +376,10 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write the table to tools/sass.md")
     parser.add_argument("--ptx", type=Path, help="write the PTX of each kernel to this folder")
     parser.add_argument("--json", help="write every row to this file (-: to the output, in place of the table)")
+    parser.add_argument("--check-wheel", type=Path, help="look at the kernels in this wheel, and nothing else")
     args = parser.parse_args()
+    if args.check_wheel:
+        return check_wheel(args.check_wheel)
     rows = [] if args.triton_only else cuda_rows(args.target)
     if not args.cuda_only:
         rows += triton_rows(args.target, args.ptx)

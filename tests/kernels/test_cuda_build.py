@@ -45,18 +45,9 @@ needs_triton = pytest.mark.skipif(
 @needs_cuda
 @needs_triton
 def test_targets_and_resources() -> None:
-    text = sass.run(sass.tool("cuobjdump"), "--dump-resource-usage", str(sass.built_object()))
-    targets = re.findall(r"arch = sm_(\d+)", text)
-    assert set(targets) == {"75", "80", "90", "100", "120"}
-    elf = sass.run(sass.tool("cuobjdump"), "--list-ptx", str(sass.built_object()))
-    assert re.findall(r"sm_(\d+)\.ptx", elf) == ["100"]  # which a GPU of 10.3, 11.0 or 12.1 can compile
-    usage = [
-        tuple(map(int, numbers)) for numbers in re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
-    ]
-    assert len(usage) == 2 * 5  # with a large and a small table
-    for registers, stack, shared, local in usage:
-        assert registers <= 128  # four blocks of 128 threads an SM
-        assert (stack, shared, local) == (0, 0, 0)  # no spills
+    # `make test` builds for these two, which the other tests read; .ci/run looks at a wheel for all.
+    assert sass.misfits(sass.built_object(), {"90", "100"}) == []
+    assert sass.misfits(sass.built_object(), {"17"}) == ["no code for 17"]
 
 
 @pytest.fixture(scope="module")
