@@ -150,7 +150,10 @@ def kind_of(way: list[Instruction]) -> tuple[str, str] | None:
         return "bits", "int32"
     if count(way, "MUFU.RSQ"):
         return "normal", dtype
-    return "uniform" if count(way, "FFMA") / outputs(way, 4 // blocks) < 2 else "truncated_normal", dtype
+    n = outputs(way, 4 // blocks)
+    if count(way, "FFMA") / n >= 2:
+        return "truncated_normal", dtype
+    return "uniform" if count(way, "FMNMX") / n == 2 else "mixture", dtype  # a mixture has no lower bound
 
 
 @dataclass
@@ -207,7 +210,7 @@ def cuda_rows(target: str) -> list[Row]:
         if kind not in best or row.outputs > best[kind].outputs:
             best[kind] = row
     order = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "int32"]
-    names = ["uniform", "normal", "truncated_normal", "bits"]
+    names = ["uniform", "normal", "truncated_normal", "mixture", "bits"]
     return sorted(best.values(), key=lambda row: (names.index(row.distribution), order.index(row.dtype)))
 
 
@@ -231,11 +234,13 @@ TRITON: dict[str, tuple[str, dict[str, Any]]] = {
     "normal": ("run", {"KIND": 3, "FORM": 0}),
     "truncated_normal": ("run", {"KIND": 4, "FORM": 3}),  # between bounds that no tail lies in, as the default's
     "truncated_normal with tails": ("run", {"KIND": 4, "FORM": 0}),
+    "mixture": ("run", {"KIND": 8, "FORM": 0}),
+    "mixture with normals": ("run", {"KIND": 8, "FORM": 1}),
     "far_tail": ("scattered", {"KIND": 4, "FORM": 1}),
     # times, plus and divided by something, in float16, bfloat16 and float8_e4m3fn
     "program": ("run", {"KIND": 3, "FORM": 0, "PROGRAM": 10 | 15 << 6 | 20 << 12}),
     "sparse": ("sparse", {}),
-    "patterned": ("patterned", {"KIND": 8}),
+    "patterned": ("patterned", {"KIND": 9}),
 }
 
 
