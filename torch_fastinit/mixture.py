@@ -146,6 +146,10 @@ class _Asked(TorchDispatchMode):
         #: What each write is; None for one that a mixture cannot have.
         self.writes: list[Initializer | None] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # skipping it imports all of it
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         written = [args[i] if i < len(args) else kwargs.get(name) for i, name in signature_of(func).writes]

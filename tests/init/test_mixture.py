@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +18,7 @@ from torch import nn
 
 import torch_fastinit as fastinit
 from torch_fastinit import init, like
+from torch_fastinit.codes import Kind
 from torch_fastinit.initializers import Constant, Initializer, Mixture, Normal, Uniform
 
 #: The chance of a false alarm, for each statistic, when the seeds were chosen.
@@ -136,12 +139,29 @@ def test_manners() -> None:
     assert fastinit.mixture_(meta, D2L) is meta
 
 
+def test_the_first_call_imports_no_compiler() -> None:
+    code = (
+        "import sys, torch, torch_fastinit as f; f.mixture_(torch.empty(9), [(0.5, 0), (0.5, f.init.normal_)]);"
+        "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "[]\n"
+
+
 def test_a_compiled_call() -> None:
     call = torch.compile(lambda t: fastinit.mixture_(t, D2L) + 0, backend="eager")
     torch.manual_seed(3)
     a = call(torch.empty(50))
     torch.manual_seed(3)
     assert torch.equal(a, fastinit.mixture_(torch.empty(50), D2L))
+
+
+@pytest.mark.parametrize("params", [[], [2.0, 1.0, 0.0], [4.0, 1.0, 0.0, 1.0], [2.5, 1.0, 0.0, 1.0]])
+def test_what_the_op_is_given(params: list[float]) -> None:
+    tensor = torch.zeros(3)
+    with pytest.raises(ValueError, match="four numbers a component"):
+        torch.ops.fastinit.fill_(tensor, int(Kind.MIXTURE), params)
+    assert not tensor.any()
 
 
 # --- the law ----------------------------------------------------------------------------------------------------------
