@@ -185,6 +185,20 @@ def sparse(init: object, t: torch.Tensor) -> torch.Tensor:
     return init.sparse_(t, sparsity=0.9, std=0.01)
 
 
+#: U(-10, 10), of which what is nearer to 0 than 5 is 0.
+GAP = [
+    (0.25, functools.partial(fastinit.init.uniform_, a=-10, b=-5)),
+    (0.5, 0),
+    (0.25, functools.partial(fastinit.init.uniform_, a=5, b=10)),
+]
+
+
+def uniform_with_a_gap(t: torch.Tensor) -> torch.Tensor:
+    """The same, as people write it."""
+    t.uniform_(-10, 10)
+    return t.mul_(t.abs() >= 5)
+
+
 def cases(side: int = 4096, tail: int = 1 << 20) -> list[Case]:
     """Every case: wide and narrow dtypes, the slow distributions, then each instruction set of this machine.
 
@@ -215,6 +229,7 @@ def cases(side: int = 4096, tail: int = 1 << 20) -> list[Case]:
             slow=True,
         )
     )
+    rows.append(Case("mixture_", torch.float32, uniform_with_a_gap, lambda t: fastinit.mixture_(t, GAP)))
     rows.append(
         Case(
             "sparse_ 0.9", torch.float32, lambda t: sparse(torch_init, t), lambda t: sparse(ours, t), shape=(side, side)

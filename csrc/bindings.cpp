@@ -21,6 +21,7 @@ using fastinit::DType;
 using fastinit::Fill;
 using fastinit::Form;
 using fastinit::Kind;
+using fastinit::Owned;
 
 template <class T>
 py::tuple tuple_of(const fastinit::TruncatedNormal<T>& c) {
@@ -34,6 +35,16 @@ py::tuple tuple_of(const fastinit::TruncatedNormal<T>& c) {
     default:
       return py::make_tuple(c.lo, c.hi, c.unit, c.anchor, c.c0, c.c1, c.c2, c.c3, c.c4, c.c5);
   }
+}
+
+template <class T>
+py::tuple tuple_of(const fastinit::Mixture* mixture) {
+  const auto* c = reinterpret_cast<const fastinit::Component<T>*>(mixture + 1);
+  py::list all;
+  for (int32_t i = 0; i < mixture->count; ++i, ++c) {
+    all.append(py::make_tuple(c->first, c->last, c->unit, c->scale, c->start, c->hi));
+  }
+  return py::tuple(all);
 }
 
 // The constants of a fill in float (T = float) or in double.
@@ -50,6 +61,9 @@ void add_constants(py::dict& out, const Fill& fill, const fastinit::Uniform<T>& 
     out["constants"] = tuple_of(truncated);
     out["threshold"] = truncated.threshold;
     out["form"] = static_cast<int>(truncated.form);
+  } else if (fill.kind == Kind::mixture) {
+    out["components"] = tuple_of<T>(fill.constants.mixture);
+    out["form"] = fill.constants.mixture->normals;
   }
 }
 
@@ -126,19 +140,20 @@ struct Names {
   // Of a Fill, a Region, an initializer, a Step, a tensor.
   Name tensor{"tensor"}, initializer{"initializer"}, seed{"seed"}, stream{"stream"}, region{"region"}, second{"second"};
   Name shape{"shape"}, offsets{"offsets"};
-  Name kind{"kind"}, steps{"steps"}, draw{"draw"}, drawn{"dtype"}, words{"words"}, offset{"offset"};
+  Name kind{"kind"}, steps{"steps"}, draw{"draw"}, drawn{"dtype"}, words{"words"}, offset{"offset"}, flat{"params"};
   Name op{"op"}, operand{"operand"}, dtype{"dtype"};
   Name data_ptr{"data_ptr"}, element_size{"element_size"}, stride{"stride"}, tensor_shape{"shape"},
       tensor_dtype{"dtype"};
   // The parameters of each kind, in the order in which lower.cpp takes them.
-  std::vector<Name> params[8] = {{},                                                 // bits
+  std::vector<Name> params[9] = {{},                                                 // bits
                                  {},                                                 // constant
                                  {Name("a"), Name("b")},                             // uniform
                                  {Name("mean"), Name("std")},                        // normal
                                  {Name("mean"), Name("std"), Name("a"), Name("b")},  // truncated_normal
                                  {Name("sparsity"), Name("std")},                    // sparse
                                  {},                                                 // eye
-                                 {Name("groups")}};                                  // dirac
+                                 {Name("groups")},                                   // dirac
+                                 {}};                                                // mixture, of any number: `flat`
 };
 
 Names& names() {
@@ -185,7 +200,7 @@ class Reader {
   Reader(PyObject* fills, PyObject* codes) : codes_(codes), fills_(owned(PyObject_GetIter(fills))) {}
 
   // Appends up to `most` of them, and their tensors. False if there are no more.
-  bool read(size_t most, std::vector<Fill>& to, std::vector<py::object>& tensors) {
+  bool read(size_t most, std::vector<Fill>& to, Owned& owned, std::vector<py::object>& tensors) {
     for (size_t n = 0; n < most; ++n) {
       const py::object fill = py::reinterpret_steal<py::object>(PyIter_Next(fills_.ptr()));
       if (!fill) {
@@ -195,7 +210,7 @@ class Reader {
       tensors.push_back(names().tensor.of(fill));
       read_tensor(tensors.back());
       read_values(fill);
-      lower(fill_, to);
+      lower(fill_, to, owned);
       ++fill_.tensor;
     }
     return true;
@@ -245,7 +260,7 @@ class Reader {
       initializer = n.draw.of(initializer);
     }
     fill_.kind = integer(n.kind.of(initializer).ptr());
-    if (fill_.kind < 0 || fill_.kind >= 8) return;  // lower() refuses it
+    if (fill_.kind < 0 || fill_.kind >= 9) return;  // lower() refuses it
     double* param = fill_.params;
     for (Name& name : n.params[fill_.kind]) *param++ = real(name.of(initializer));
     switch (static_cast<Kind>(fill_.kind)) {
@@ -258,6 +273,13 @@ class Reader {
       case Kind::constant: {
         const py::tuple words = n.words.of(initializer);
         for (size_t i = 0; i < 2; ++i) fill_.words[i] = word(py::object(words[i]));
+        break;
+      }
+      case Kind::mixture: {
+        const py::tuple flat = n.flat.of(initializer);
+        fill_.components.clear();
+        for (const py::handle number : flat)
+          fill_.components.push_back(real(py::reinterpret_borrow<py::object>(number)));
         break;
       }
       case Kind::sparse: {
@@ -300,10 +322,11 @@ class InFlight {
   InFlight& operator=(const InFlight&) = delete;
 
   bool empty() const { return chunks_.empty(); }
-  void begin(std::vector<Fill> fills, std::vector<py::object> tensors) {
+  void begin(std::vector<Fill> fills, Owned owned, std::vector<py::object> tensors) {
     if (chunks_.size() == kInFlight) finish_first();
     if (huge_pages_) fastinit::ask_for_huge_pages(fills);
-    chunks_.push_back({std::move(tensors), std::make_unique<fastinit::Batch>(std::move(fills), threads_, fresh_)});
+    chunks_.push_back(
+        {std::move(tensors), std::move(owned), std::make_unique<fastinit::Batch>(std::move(fills), threads_, fresh_)});
   }
   void finish() {
     while (!empty()) finish_first();
@@ -312,6 +335,7 @@ class InFlight {
  private:
   struct Chunk {
     std::vector<py::object> tensors;
+    Owned owned;
     std::unique_ptr<fastinit::Batch> batch;
   };
 
@@ -333,14 +357,15 @@ void fill_cpu(PyObject* fills, PyObject* codes, int threads, bool fresh, bool hu
   InFlight in_flight(threads, fresh, huge_pages);
   for (bool more = true; more;) {
     std::vector<Fill> chunk;
+    Owned owned;
     std::vector<py::object> tensors;
-    more = reader.read(kChunk, chunk, tensors);
+    more = reader.read(kChunk, chunk, owned, tensors);
     if (!more && in_flight.empty()) {
       int64_t elements = 0;
       for (const Fill& fill : chunk) elements += fill.numel();
       if (elements < kElementsWithGil) return fastinit::fill_here(chunk);
     }
-    in_flight.begin(std::move(chunk), std::move(tensors));
+    in_flight.begin(std::move(chunk), std::move(owned), std::move(tensors));
   }
   in_flight.finish();
 }
@@ -377,8 +402,9 @@ PYBIND11_MODULE(_C, m) {
       "lowered",
       [](py::handle fills, py::handle codes) {
         std::vector<Fill> all;
+        Owned owned;
         std::vector<py::object> tensors;
-        Reader(fills.ptr(), codes.ptr()).read(SIZE_MAX, all, tensors);
+        Reader(fills.ptr(), codes.ptr()).read(SIZE_MAX, all, owned, tensors);
         py::list described;
         for (const Fill& fill : all) described.append(describe(fill));
         return described;
@@ -390,8 +416,9 @@ PYBIND11_MODULE(_C, m) {
       "fill_cuda",
       [](py::handle fills, py::handle codes, int device, uintptr_t stream) {
         std::vector<Fill> all;
+        Owned owned;
         std::vector<py::object> tensors;
-        Reader(fills.ptr(), codes.ptr()).read(SIZE_MAX, all, tensors);
+        Reader(fills.ptr(), codes.ptr()).read(SIZE_MAX, all, owned, tensors);
         const py::gil_scoped_release release;
         fastinit::fill_cuda(all, device, stream);
       },

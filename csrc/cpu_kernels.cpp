@@ -2,6 +2,7 @@
 // standard template, whose code the linker might share with a machine that lacks the instructions.
 #include "cpu.h"
 #include "distributions.h"
+#include "mixture.h"
 #include "pending.h"
 #include "philox.h"
 
@@ -172,6 +173,10 @@ Ways ways_for(const Fill& fill) {
       return f64 ? ways64<NormalDist64>() : ways_for<NormalDist>(fill.dtype);
     case Kind::truncated_normal:
       return f64 ? ways64<TruncatedNormalDist64>() : ways_for<TruncatedNormalDist>(fill.dtype);
+    case Kind::mixture:
+      if (f64) return ways64<MixtureDist64>();
+      return fill.constants.mixture->normals ? ways_for<MixtureDist<true>>(fill.dtype)
+                                             : ways_for<MixtureDist<false>>(fill.dtype);
     default:
       return {};
   }

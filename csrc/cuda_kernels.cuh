@@ -1,14 +1,15 @@
 // The fill loop on a GPU: what a thread does with its part of a table (tables.h).
 //
 // Long runs of neighbouring elements are written 16 bytes a thread; whatever that leaves (ragged ends, strides,
-// regions, far tails and narrow intervals) goes element by element, a block of the generator a thread. A sparse fill is
-// a scan down each column.
+// regions, far tails, narrow intervals and mixtures of normals) goes element by element, a block of the generator a
+// thread. A sparse fill is a scan down each column.
 #pragma once
 #define FASTINIT_ISA gpu
 #define FASTINIT_GPU
 #include <cuda_runtime.h>
 
 #include "distributions.h"
+#include "mixture.h"
 #include "pack.h"
 #include "philox.h"
 #include "tables.h"
@@ -439,6 +440,13 @@ FASTINIT_FN void fill_chunk(const uint64_t* words) {
         return any_dtype<PlainTruncatedNormalDist, 4>(entry, layout, c, number);
       }
       return any_dtype<TruncatedNormalDist, 4>(entry, layout, c, number);
+    }
+    case Kind::mixture: {
+      const Mixture* const c = reinterpret_cast<const Mixture*>(constants);
+      if (f64) return any_path<Group64<MixtureDist64>, 1, Values64<MixtureDist64>>(entry, layout, c, number);
+      // In the hot loop normals would take registers, and so threads, from all fills.
+      if (c->normals) return rows<Values32<MixtureDist<true>>>(entry, layout, c, number);
+      return any_dtype<MixtureDist<false>, 1>(entry, layout, c, number);
     }
     case Kind::sparse: {
       const Sparse& c = *reinterpret_cast<const Sparse*>(constants);

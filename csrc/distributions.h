@@ -407,6 +407,18 @@ FASTINIT_FN double placed64(double y, const TruncatedNormal<double>& c) {
   return clamp64(y * c.unit + c.anchor, c.lo, c.hi);
 }
 
+// The normal number of a side: 1 - 2 * its tail probability is `x`, and `length` is -2 log(1 - x^2).
+FASTINIT_FN double quantile64(double x, double length, bool upper) {
+  double z;
+  if (length > 10.0) {
+    const double s = sqrt64(length);
+    z = s < 6.0 ? horner(s - 4.5, FASTINIT_QUANTILE_TAIL_NEAR_F64) : horner(s - 8.75, FASTINIT_QUANTILE_TAIL_FAR_F64);
+  } else {
+    z = x * horner(length, FASTINIT_QUANTILE_CENTRAL_F64);
+  }
+  return upper ? z : -z;
+}
+
 FASTINIT_FN double truncated_normal64(const uint32_t w[2], const TruncatedNormal<double>& c) {
   if (c.form == Form::narrow) return placed64(narrow_form64(w, c), c);
   const uint32_t k = w[0] >> 1;
@@ -417,15 +429,7 @@ FASTINIT_FN double truncated_normal64(const uint32_t w[2], const TruncatedNormal
   if (c.form == Form::far) return placed64(far_tail64(p, c), c);
   const double x = t * c.x_step + (upper ? c.x_upper : c.x_lower);
   const double p4 = p * 4.0;
-  const double length = neg2log64<0>(p4 - p4 * p);
-  double z;
-  if (length > 10.0) {
-    const double s = sqrt64(length);
-    z = s < 6.0 ? horner(s - 4.5, FASTINIT_QUANTILE_TAIL_NEAR_F64) : horner(s - 8.75, FASTINIT_QUANTILE_TAIL_FAR_F64);
-  } else {
-    z = x * horner(length, FASTINIT_QUANTILE_CENTRAL_F64);
-  }
-  return placed64((upper ? z : -z) * c.std + c.mean, c);
+  return placed64(quantile64(x, neg2log64<0>(p4 - p4 * p), upper) * c.std + c.mean, c);
 }
 
 // A distribution: the two values of a block.

@@ -6,7 +6,7 @@
 namespace fastinit {
 
 // The codes of torch_fastinit/codes.py.
-enum class Kind : int32_t { bits, constant, uniform, normal, truncated_normal, sparse, eye, dirac, diagonals };
+enum class Kind : int32_t { bits, constant, uniform, normal, truncated_normal, sparse, eye, dirac, mixture, diagonals };
 enum class DType : int32_t { f32, f64, f16, bf16, e4m3, e5m2, i32, opaque = 64 };
 
 template <class T>
@@ -66,6 +66,19 @@ struct Sparse {
   };
 };
 
+// A component of a mixture: the words (as 31-bit integers) from `first` on, the places 0 to `last`. Its value is
+// start + scale * y, at most hi, with y the place, or a standard normal number where places have a probability, `unit`.
+template <class T>
+struct Component {
+  uint32_t first, last;
+  T unit, scale, start, hi;
+};
+
+// Its components follow it in memory, which the batch owns.
+struct Mixture {
+  int32_t count, normals;  // `normals`: whether there are any
+};
+
 // Ones at start + g * group_step + d * step for g < groups, d < count; zeros elsewhere.
 struct Diagonals {
   int64_t start, groups, group_step, count, step;
@@ -84,7 +97,7 @@ struct Step {
   };
 };
 
-constexpr int kMaxDims = 8, kMaxSteps = 6;
+constexpr int kMaxDims = 8, kMaxSteps = 6, kMaxComponents = 256;
 
 // What a distribution computes with, rounded to the type that it computes in.
 union Constants {
@@ -95,6 +108,7 @@ union Constants {
   TruncatedNormal<float> truncated_f32;
   TruncatedNormal<double> truncated_f64;
   Sparse sparse;
+  const Mixture* mixture;
   Diagonals diagonals;
 };
 

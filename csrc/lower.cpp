@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "coefficients.h"
+#include "components.h"
 #include "distributions.h"
 #include "floating_point.h"
 #include "formats.h"
@@ -403,14 +404,14 @@ bool place(Fill& fill, Description& from) {
 
 }  // namespace
 
-void lower(Description& from, std::vector<Fill>& to) {
+void lower(Description& from, std::vector<Fill>& to, Owned& owned) {
   const DefaultFloatingPoint guard;  // constants, too, have subnormals
   Fill fill{};
   fill.tensor = from.tensor;
   fill.data = reinterpret_cast<unsigned char*>(from.address);
   fill.dtype = dtype_of(from.dtype);
   fill.item_size = item_size_of(fill.dtype);
-  if (from.kind < 0 || from.kind > static_cast<int64_t>(Kind::dirac)) malformed("an unknown kind");
+  if (from.kind < 0 || from.kind > static_cast<int64_t>(Kind::mixture)) malformed("an unknown kind");
   fill.kind = static_cast<Kind>(from.kind);
   fill.seed = from.seed;
   fill.stream = from.stream;
@@ -440,6 +441,12 @@ void lower(Description& from, std::vector<Fill>& to) {
     case Kind::sparse:
       lower_sparse(fill, from, shape);
       return append(to, fill, from.sizes, from.strides, from.logical_strides);
+    case Kind::mixture:
+      if (!is_float(fill.dtype)) malformed("a random fill of a dtype that is not floating");
+      fill.constants.mixture = fill.dtype == DType::f64 ? make_mixture<double>(fill.dtype, from.components, owned)
+                                                        : make_mixture<float>(fill.dtype, from.components, owned);
+      if (fill.constants.mixture == nullptr) malformed("no mixture has such components");
+      break;
     case Kind::eye:
     case Kind::dirac:
       lower_eye_or_dirac(fill, shape, from.params[0]);

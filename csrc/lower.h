@@ -2,6 +2,7 @@
 #pragma once
 #include <stdint.h>
 
+#include <memory>
 #include <vector>
 
 #include "fill.h"
@@ -24,6 +25,7 @@ struct Description {
   int64_t kind = 0;
   uint64_t seed = 0, stream = 0, second = 0;
   double params[4] = {};                     // as many as the kind has
+  std::vector<double> components;            // of a mixture: kind, probability and two parameters of each
   uint64_t offset_low = 0, offset_high = 0;  // of raw bits
   uint64_t words[2] = {};                    // a constant's bit pattern
   int64_t drawn = 0;                         // the dtype of the draw, if there are steps
@@ -32,8 +34,11 @@ struct Description {
   std::vector<int64_t> logical_strides;  // found by lower(): strides of the logical tensor
 };
 
+// What fills point to: it is to live as long as they.
+using Owned = std::vector<std::unique_ptr<uint64_t[]>>;
+
 // Appends the fill, or several where one cannot describe it, or none if it has no elements. Throws
 // std::invalid_argument for what makes no sense. `from` is worn out afterwards.
-void lower(Description& from, std::vector<Fill>& to);
+void lower(Description& from, std::vector<Fill>& to, Owned& owned);
 
 }  // namespace fastinit

@@ -85,6 +85,11 @@ size_t constants_of(const Fill& fill, const void*& at) {
       return f64 ? sizeof(TruncatedNormal<double>) : sizeof(TruncatedNormal<float>);
     case Kind::sparse:
       return sizeof(Sparse);
+    case Kind::mixture: {
+      const Mixture* const c = fill.constants.mixture;
+      at = c;
+      return sizeof(*c) + static_cast<size_t>(c->count) * (f64 ? sizeof(Component<double>) : sizeof(Component<float>));
+    }
     default:
       return 0;
   }
@@ -121,6 +126,17 @@ bool may_pack(const Fill& fill) {
   } else if (fill.kind == Kind::truncated_normal) {
     lo = fill.constants.truncated_f32.lo;
     hi = fill.constants.truncated_f32.hi;
+  } else if (fill.kind == Kind::mixture) {
+    lo = INFINITY;
+    hi = -INFINITY;
+    const auto* c = reinterpret_cast<const Component<float>*>(fill.constants.mixture + 1);
+    for (int32_t i = 0; i < fill.constants.mixture->count; ++i, ++c) {
+      const bool normal = c->unit > 0.0f;
+      const double reach = normal ? 6.67 * std::fabs(static_cast<double>(c->scale)) : 0.0;
+      if (!std::isfinite(c->scale) || !std::isfinite(c->start)) return false;
+      lo = std::fmin(lo, c->start - reach);
+      hi = std::fmax(hi, normal ? c->start + reach : c->hi);
+    }
   } else {
     const Normal<float>& c = fill.constants.normal_f32;
     if (!std::isfinite(c.mean) || !std::isfinite(c.std)) return false;  // 0 * infinity, infinity - infinity
@@ -163,6 +179,7 @@ bool alone(const Fill& fill) {
   if (fill.kind == Kind::diagonals || fill.steps > 0) return true;
   if (fill.kind == Kind::bits || fill.kind == Kind::constant) return false;
   if (!may_pack(fill)) return true;
+  if (fill.kind == Kind::mixture) return fill.dtype != DType::f64 && fill.constants.mixture->normals;
   if (fill.kind != Kind::truncated_normal) return false;
   return (fill.dtype == DType::f64 ? fill.constants.truncated_f64.form : fill.constants.truncated_f32.form) !=
          Form::near;

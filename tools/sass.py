@@ -160,13 +160,15 @@ def kind_of(way: list[Instruction]) -> tuple[str, str] | None:
     products, stores = count(way, "IMAD.WIDE.U32"), count(way, "STG")
     if count(way, "DADD", "DMUL", "DFMA") or not 17 * blocks <= products / stores <= 20 * blocks:
         return None
-    fmas = count(way, "FFMA") / outputs(way, 4 // blocks)
+    fmas, clamps = count(way, "FFMA") / outputs(way, 4 // blocks), count(way, "FMNMX") / outputs(way, 4 // blocks)
     if fmas == 0:
         name, dtype = "bits", "int32"
     elif count(way, "MUFU.RSQ"):
         name = "normal"
+    elif fmas < 2:
+        name = "uniform" if clamps == 2 else "mixture"  # which has no lower bound
     else:
-        name = "uniform" if fmas < 2 else "truncated_normal" if fmas < 22.5 else "truncated_normal with tails"
+        name = "truncated_normal" if fmas < 22.5 else "truncated_normal with tails"
     # Rows with gaps between them: the place in a row is compared with its length, without a sign.
     in_columns = any(i.words[0].startswith("ISETP") and ".U32" in i.words[0] for i in way)
     return name + (", columns" if in_columns else ""), dtype
@@ -246,7 +248,7 @@ def cuda_rows(target: str) -> list[Row]:
         if kind not in best or (n, len(way)) > (best[kind].outputs, best[kind].instructions):
             best[kind] = row
     order = ["float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "int32"]
-    names = ["uniform", "normal", "truncated_normal", "truncated_normal with tails", "bits"]
+    names = ["uniform", "normal", "truncated_normal", "truncated_normal with tails", "mixture", "bits"]
 
     def place(row: Row) -> tuple[bool, int, int]:
         name, _, columns = row.distribution.partition(", ")
@@ -275,6 +277,8 @@ TRITON: dict[str, tuple[str, dict[str, Any]]] = {
     "normal": ("run", {"KIND": 3, "FORM": 0}),
     "truncated_normal": ("run", {"KIND": 4, "FORM": 3}),  # between bounds that no tail lies in, as the default's
     "truncated_normal with tails": ("run", {"KIND": 4, "FORM": 0}),
+    "mixture": ("run", {"KIND": 8, "FORM": 0}),
+    "mixture with normals": ("run", {"KIND": 8, "FORM": 1}),
     "far_tail": ("scattered", {"KIND": 4, "FORM": 1}),
     # times, plus and divided by something, in float16, bfloat16 and float8_e4m3fn
     "program": ("run", {"KIND": 3, "FORM": 0, "PROGRAM": 10 | 15 << 6 | 20 << 12}),
@@ -282,7 +286,7 @@ TRITON: dict[str, tuple[str, dict[str, Any]]] = {
     "normal in float64": ("run", {"KIND": 3, "FORM": 0, "DTYPE": 1, "BYTES": 8}),
     "truncated_normal in float64": ("run", {"KIND": 4, "FORM": 0, "DTYPE": 1, "BYTES": 8}),
     "sparse": ("sparse", {}),
-    "patterned": ("patterned", {"KIND": 8}),
+    "patterned": ("patterned", {"KIND": 9}),
 }
 
 

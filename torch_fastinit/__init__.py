@@ -14,6 +14,7 @@ from torch_fastinit.stream import stream_id
 if TYPE_CHECKING:
     from torch_fastinit import like as like
     from torch_fastinit.materializer import initialize, materialize, pin_names, plan
+    from torch_fastinit.mixture import mixture_
     from torch_fastinit.ops import Region
     from torch_fastinit.recording.context import deferred, is_deferred, skip_init
 
@@ -26,6 +27,7 @@ __all__ = [
     "is_deferred",
     "like",
     "materialize",
+    "mixture_",
     "pin_names",
     "plan",
     "random_bits_",
@@ -44,6 +46,7 @@ _LATER = {
     "Region": "ops",
     "initialize": "materializer",
     "materialize": "materializer",
+    "mixture_": "mixture",
     "pin_names": "materializer",
     "plan": "materializer",
     "skip_init": "recording.context",

@@ -21,7 +21,8 @@ class Kind(enum.IntEnum):
     SPARSE = 5
     EYE = 6
     DIRAC = 7
-    DIAGONALS = 8  # for the kernels alone: what `EYE` and `DIRAC` become
+    MIXTURE = 8
+    DIAGONALS = 9  # for the kernels alone: what `EYE` and `DIRAC` become
 
 
 class Op(enum.IntEnum):
@@ -40,3 +41,6 @@ DTYPE_CODES: dict[torch.dtype, int] = {dtype: code for code, dtype in enumerate(
 
 #: As many steps as may follow a draw. (The kernels have room for one more, the draw's own rounding.)
 MAX_STEPS = 5
+
+#: As many components as a mixture may have. (The tables that CUDA launches take as arguments have room for so many.)
+MAX_COMPONENTS = 256

@@ -109,25 +109,37 @@ def uniform(tensor: Tensor, a: Any, b: Any, generator: torch.Generator | None) -
     """U(a, b), checked as `Tensor.uniform_` checks it."""
     a = a if type(a) is float else number(a, "a")
     b = b if type(b) is float else number(b, "b")
-    largest = LARGEST.get(tensor.dtype, math.inf)
+    law, largest = Uniform(a, b), LARGEST.get(tensor.dtype, math.inf)
     if not (-largest <= a <= b <= largest and b - a <= largest) and not is_left_alone(tensor):
-        if not -largest <= a <= largest:
-            raise RuntimeError(f"uniform_: a is out of bounds for {tensor.dtype}, but found a={a}")
-        if not -largest <= b <= largest:
-            raise RuntimeError(f"uniform_: b is out of bounds for {tensor.dtype}, but found b={b}")
-        if a > b:
-            raise RuntimeError(f"uniform_ expects to return a [a, b) range, but found a={a} > b={b}")
-        raise RuntimeError(f"uniform_ expects b - a <= {largest}, the largest {tensor.dtype}, but found a={a}, b={b}")
-    return fill(tensor, Uniform(a, b), generator)
+        check_parameters(law, tensor.dtype)
+    return fill(tensor, law, generator)
 
 
 def normal(tensor: Tensor, mean: Any, std: Any, generator: torch.Generator | None) -> Tensor:
     """N(mean, std^2), checked as `Tensor.normal_` checks it."""
     mean = mean if type(mean) is float else number(mean, "mean")
     std = std if type(std) is float else number(std, "std")
+    law = Normal(mean, std)
     if not std >= 0.0:
-        raise RuntimeError(f"normal expects std >= 0.0, but found std={std}")
-    return fill(tensor, Normal(mean, std), generator)
+        check_parameters(law, tensor.dtype)
+    return fill(tensor, law, generator)
+
+
+def check_parameters(law: Uniform | Normal, dtype: torch.dtype) -> None:
+    """Raise what torch raises for parameters that a distribution cannot have in a dtype."""
+    if isinstance(law, Normal):
+        if not law.std >= 0.0:
+            raise RuntimeError(f"normal expects std >= 0.0, but found std={law.std}")
+        return
+    a, b, largest = law.a, law.b, LARGEST.get(dtype, math.inf)
+    if not -largest <= a <= largest:
+        raise RuntimeError(f"uniform_: a is out of bounds for {dtype}, but found a={a}")
+    if not -largest <= b <= largest:
+        raise RuntimeError(f"uniform_: b is out of bounds for {dtype}, but found b={b}")
+    if a > b:
+        raise RuntimeError(f"uniform_ expects to return a [a, b) range, but found a={a} > b={b}")
+    if not b - a <= largest:
+        raise RuntimeError(f"uniform_ expects b - a <= {largest}, the largest {dtype}, but found a={a}, b={b}")
 
 
 def scaled(tensor: Tensor, std: float, distribution: str, generator: torch.Generator | None) -> Tensor:

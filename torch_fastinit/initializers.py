@@ -8,7 +8,7 @@ host, in csrc/lower.cpp. Treat as immutable: `frozen` would more than double con
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -36,6 +36,8 @@ class Initializer:
     @staticmethod
     def of(kind: int, params: Sequence[float]) -> Initializer:
         """The initializer with this code and these parameters: the inverse of `kind` and `params`."""
+        if kind == Kind.MIXTURE:
+            return Mixture.of_params(params)
         if kind not in _PARAMETRIC:
             raise ValueError(f"{kind} is no kind of initializer that has parameters alone")
         cls = _PARAMETRIC[kind]
@@ -116,6 +118,37 @@ class Sparse(Initializer):
     draws = 2
     sparsity: float
     std: float = 0.01
+
+
+@dataclass(slots=True, unsafe_hash=True)
+class Mixture(Initializer):
+    """One of `components`, each a probability with a `Uniform`, a `Normal` or a real `Constant`."""
+
+    kind = Kind.MIXTURE
+    draws = 1
+    components: tuple[tuple[float, Initializer], ...]
+
+    @property
+    def params(self) -> tuple[float, ...]:
+        """Four numbers a component: kind, probability, and its parameters, of which a constant has one."""
+        flat: list[float] = []
+        for probability, law in self.components:
+            own = (float(law.value), 0.0) if isinstance(law, Constant) else law.params  # type: ignore[arg-type]
+            flat += (float(law.kind.value), probability, *own)
+        return tuple(flat)
+
+    @staticmethod
+    def of_params(params: Sequence[float]) -> Mixture:
+        """The inverse of `params`."""
+        laws: dict[float, Callable[[float, float], Initializer]] = {
+            Kind.CONSTANT: lambda value, _: Constant(value),
+            Kind.UNIFORM: Uniform,
+            Kind.NORMAL: Normal,
+        }
+        rows = [params[i : i + 4] for i in range(0, len(params), 4)]
+        if not rows or len(rows[-1]) < 4 or not laws.keys() >= {row[0] for row in rows}:
+            raise ValueError("a mixture takes four numbers a component: a kind, a probability and two parameters")
+        return Mixture(tuple([(probability, laws[kind](*own)) for kind, probability, *own in rows]))
 
 
 @dataclass(slots=True, unsafe_hash=True)

@@ -20,6 +20,7 @@ __all__ = ["fill"]
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SPARSE, _F64, _CONSTANT = kernels.SPARSE.value, kernels.F64.value, kernels.CONSTANT.value
 _TRUNCATED_NORMAL = kernels.TRUNCATED_NORMAL.value
+_MIXTURE = kernels.MIXTURE.value
 _PATTERNED = (_CONSTANT, kernels.DIAGONALS.value)
 
 #: Blocks of a tile, tiles of a program, elements of a program that takes them one by one.
@@ -63,8 +64,18 @@ def _patterns(count: int, values: tuple[float, ...], f64: bool) -> tuple[int, ..
 def _constants(f: Fill) -> tuple[int, ...]:
     """The distribution's constants, then the operands of the steps after the draw."""
     f64 = f["dtype"] == _F64
+    if f["kind"] == _MIXTURE:
+        return (f["table"].data_ptr(), len(f["components"]), *(0,) * 16)
     operands = tuple([operand for _, _, operand in f["program"]])
     return _patterns(12, tuple(f.get("constants", ())), f64) + _patterns(6, operands, f64)
+
+
+def _table(f: Fill, device: torch.device) -> torch.Tensor:
+    """A mixture's components as the kernels read them: six words each, two of them integers."""
+    wide = f["dtype"] == _F64
+    given, words = ("<2q4d", "<6q") if wide else ("<2i4f", "<6i")
+    rows = [struct.unpack(words, struct.pack(given, *component)) for component in f["components"]]
+    return torch.tensor(rows, dtype=torch.int64 if wide else torch.int32).to(device, non_blocking=True)
 
 
 def _program(f: Fill) -> int:
@@ -128,6 +139,9 @@ def _fill_one(tensor: torch.Tensor, f: Fill) -> None:
     to = torch.empty(0, dtype=_INTEGERS[f["item_size"]], device=tensor.device)
     to.set_(tensor.untyped_storage())
     offset = (f["data"] - to.data_ptr()) // f["item_size"]
+    if f["kind"] == _MIXTURE:
+        # Its memory goes back to torch's allocator after the launches, which gives it to nothing that runs before them.
+        f = {**f, "table": _table(f, tensor.device)}
     if f["kind"] == _SPARSE:
         _sparse(to, offset, f)
     elif f["kind"] == _CONSTANT and f["strides"] == (1,):

@@ -139,6 +139,55 @@ def truncated_normal(w, threshold, FORM: tl.constexpr, k):
     return clamp(tl.fma(y, k[2], k[3]), k[0], k[1])
 
 
+@triton.jit
+def chosen(n, k, WORD: tl.constexpr):
+    """The six numbers of the last component that begins at the word ``n`` or before it, element by element.
+
+    ``k`` is where the components lie, each six words of type WORD, and how many there are.
+    """
+    at = tl.cast(k[0], tl.int64).to(tl.pointer_type(WORD)) + (tl.cast(k[1], tl.int64) - 1) * 6
+    n = n.to(WORD)
+    zero = tl.zeros_like(n)
+    first, last, unit = zero + tl.load(at), zero + tl.load(at + 1), zero + tl.load(at + 2)
+    scale, start, hi = zero + tl.load(at + 3), zero + tl.load(at + 4), zero + tl.load(at + 5)
+    for _ in range(tl.cast(k[1], tl.int64) - 1):
+        before = n < tl.load(at)
+        at -= 6
+        first = tl.where(before, tl.load(at), first)
+        last = tl.where(before, tl.load(at + 1), last)
+        unit = tl.where(before, tl.load(at + 2), unit)
+        scale = tl.where(before, tl.load(at + 3), scale)
+        start = tl.where(before, tl.load(at + 4), start)
+        hi = tl.where(before, tl.load(at + 5), hi)
+    return first.to(tl.uint32), last.to(tl.uint32), unit, scale, start, hi
+
+
+@triton.jit
+def quantile(j, last, unit):
+    """The standard normal number at place ``j`` of the places 0 to ``last``, each of the probability ``unit``."""
+    d = j + j - last
+    upper = d.to(tl.int32, bitcast=True) > 0
+    p = tl.fma(to_float(tl.where(upper, last - j, j)), unit, unit * 0.5)
+    length = neg2log(tl.fma(-p, p, p), -2)
+    tail = horner(tl.sqrt_rn(length) + -6.0, QUANTILE_TAIL_F32, 10)
+    z = to_float(d) * unit * horner(length, QUANTILE_CENTRAL_F32, 8)
+    return tl.where(length > 10.0, tl.where(upper, tail, -tail), z)
+
+
+@triton.jit
+def mixture(w, NORMALS: tl.constexpr, k):
+    """A component's place, or the normal number there where places have a probability, becomes its value."""
+    first, last, unit, scale, start, hi = chosen(w >> 1, k, tl.uint32)
+    j = (w >> 1) - first
+    y = to_float(j)
+    if NORMALS:
+        unit = unit.to(tl.float32, bitcast=True)
+        y = tl.where(unit > 0.0, quantile(j, last, unit), y)
+    value = tl.fma(y, scale.to(tl.float32, bitcast=True), start.to(tl.float32, bitcast=True))
+    hi = hi.to(tl.float32, bitcast=True)
+    return tl.where(value < hi, value, hi)
+
+
 # ---- float32 to narrow dtypes, to nearest even -----------------------------------------------------------------------
 
 
@@ -345,6 +394,30 @@ def truncated_normal64(w0, w1, threshold, FORM: tl.constexpr, k):
             z = tl.where(length > 10.0, tl.where(s < 6.0, near, far), z)
         y = tl.where(upper, z, -z) * k[8] + k[7]
     return clamp64(y * k[2] + k[3], k[0], k[1])
+
+
+@triton.jit
+def mixture64(w0, w1, NORMALS: tl.constexpr, k):
+    first, last, unit, scale, start, hi = chosen(w0 >> 1, k, tl.uint64)
+    j, low = (w0 >> 1) - first, w1 >> 1
+    y = integer62(j, low)
+    if NORMALS:
+        unit = unit.to(tl.float64, bitcast=True)
+        n = to_double(j + j - last) * 2147483648.0 + to_double(low + low - 0x7FFFFFFF)
+        upper = n > 0.0
+        p = integer62(tl.where(upper, last - j, j), tl.where(upper, low ^ 0x7FFFFFFF, low)) * unit + 0.5 * unit
+        p4 = p * 4.0
+        length = neg2log64(p4 - p4 * p, 0)
+        s = tl.sqrt(length)
+        near = horner64(s - 4.5, QUANTILE_TAIL_NEAR_F64, 20)
+        far = horner64(s - 8.75, QUANTILE_TAIL_FAR_F64, 20)
+        tail = tl.where(s < 6.0, near, far)
+        z = n * unit * horner64(length, QUANTILE_CENTRAL_F64, 20)
+        z = tl.where(length > 10.0, tl.where(upper, tail, -tail), z)
+        y = tl.where(unit > 0.0, z, y)
+    value = y * scale.to(tl.float64, bitcast=True) + start.to(tl.float64, bitcast=True)
+    hi = hi.to(tl.float64, bitcast=True)
+    return tl.where(value < hi, value, hi)
 
 
 @triton.jit

@@ -11,6 +11,8 @@ from triton.language import constexpr
 
 from .distributions import (
     clamp,
+    mixture,
+    mixture64,
     normal_pair,
     normal_pair64,
     round_to,
@@ -25,7 +27,7 @@ from .philox import philox
 
 # The codes of torch_fastinit/codes.py.
 BITS, CONSTANT, UNIFORM, NORMAL, TRUNCATED_NORMAL = (constexpr(n) for n in range(5))
-SPARSE, DIAGONALS, F64 = constexpr(5), constexpr(8), constexpr(1)
+SPARSE, MIXTURE, DIAGONALS, F64 = constexpr(5), constexpr(8), constexpr(9), constexpr(1)
 # A form that csrc/fill.h does not have: near, where no element takes the tail.
 NEAR_WITHOUT_TAIL = constexpr(3)
 
@@ -61,21 +63,24 @@ def constant(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def constants(c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, DTYPE: tl.constexpr):
-    return (
-        constant(c0, DTYPE),
-        constant(c1, DTYPE),
-        constant(c2, DTYPE),
-        constant(c3, DTYPE),
-        constant(c4, DTYPE),
-        constant(c5, DTYPE),
-        constant(c6, DTYPE),
-        constant(c7, DTYPE),
-        constant(c8, DTYPE),
-        constant(c9, DTYPE),
-        constant(c10, DTYPE),
-        constant(c11, DTYPE),
-    )
+def constants(KIND: tl.constexpr, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, DTYPE: tl.constexpr):
+    if KIND == MIXTURE:
+        return c0, c1  # of no length: where they are, and how many
+    else:
+        return (
+            constant(c0, DTYPE),
+            constant(c1, DTYPE),
+            constant(c2, DTYPE),
+            constant(c3, DTYPE),
+            constant(c4, DTYPE),
+            constant(c5, DTYPE),
+            constant(c6, DTYPE),
+            constant(c7, DTYPE),
+            constant(c8, DTYPE),
+            constant(c9, DTYPE),
+            constant(c10, DTYPE),
+            constant(c11, DTYPE),
+        )
 
 
 @triton.jit
@@ -106,6 +111,11 @@ def values32(w, PAIR: tl.constexpr, KIND: tl.constexpr, FORM: tl.constexpr, PROG
         e1 = e0
         if PAIR:
             e1 = truncated_normal(w1, threshold, FORM, k).to(tl.uint32, bitcast=True)
+    elif KIND == MIXTURE:
+        e0 = mixture(w0, FORM, k).to(tl.uint32, bitcast=True)
+        e1 = e0
+        if PAIR:
+            e1 = mixture(w1, FORM, k).to(tl.uint32, bitcast=True)
     else:
         e0, e1 = w0, w1
     if PROGRAM != 0:
@@ -122,6 +132,8 @@ def values64(w, KIND: tl.constexpr, FORM: tl.constexpr, PROGRAM: tl.constexpr, t
     elif KIND == TRUNCATED_NORMAL:
         e0 = truncated_normal64(w0, w1, threshold, FORM, k)
         e1 = truncated_normal64(w2, w3, threshold, FORM, k)
+    elif KIND == MIXTURE:
+        e0, e1 = mixture64(w0, w1, FORM, k), mixture64(w2, w3, FORM, k)
     else:
         e0, e1 = normal_pair64(w0, w1, w2, w3, k)
     if PROGRAM != 0:
@@ -191,7 +203,7 @@ def run(
     s0, s1, t0, t1 = unsigned(seed_lo), unsigned(seed_hi), unsigned(stream_lo), unsigned(stream_hi)
     hi = unsigned(block_hi)
     limit = tl.cast(threshold, tl.int64).to(tl.int32)
-    k = constants(c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, DTYPE)
+    k = constants(KIND, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, DTYPE)
     p = operands(p0, p1, p2, p3, p4, p5, DTYPE)
     tile = tl.cast(tl.program_id(0), tl.int64) * TILES * BLOCK
     blocks = unsigned(block_lo) + tile.to(tl.uint32) + tl.arange(0, BLOCK).to(tl.uint32)
@@ -328,7 +340,7 @@ def scattered(
         FORM,
         PROGRAM,
         tl.cast(threshold, tl.int64).to(tl.int32),
-        constants(c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, DTYPE),
+        constants(KIND, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, DTYPE),
         operands(p0, p1, p2, p3, p4, p5, DTYPE),
     )
     store(to + tl.cast(offset, tl.int64) + where, e, item < count, BYTES)

@@ -98,6 +98,7 @@ RULES: dict[str, Mapping[Any, Any]] = {
     "tensors": {nn.Embedding: torch.tensor([[3.0]]), "*": torch.tensor(0.25)},
     "lstm": {nn.LSTM: {"bias_ih_l0": forget_gate, "bias_hh_l0": 0}},
     "draws": {"*": scaled_noise},
+    "mixtures": {"*": partial(fastinit.mixture_, components=[(0.3, -1), (0.3, init.normal_), (0.4, init.uniform_)])},
     "reads": {nn.Linear: {"weight": lambda w: w.normal_().div_(w.norm())}, "*": init.ones_},
 }
 
@@ -272,6 +273,16 @@ WRONG: dict[str, tuple[Mapping[Any, Any], type[Exception], str]] = {
         {nn.Linear: {"weight": partial(init.normal_, std=-1)}},
         RuntimeError,
         r"init\[Linear\['weight'\]\]: .*std=-1",
+    ),
+    "probabilities": (
+        {"head.weight": partial(fastinit.mixture_, components=[(0.5, 0), (0.4, 1)])},
+        RuntimeError,
+        r"'head.weight' .*init\['head.weight'\]: mixture_: .* sum to 0\.9, ",
+    ),
+    "component": (
+        {"*.bias": partial(fastinit.mixture_, components=[(0.5, 0), (0.5, partial(init.normal_, std=-1))])},
+        RuntimeError,
+        r"'head.bias' .*init\['\*.bias'\]: mixture_: components\[1\], .*std=-1",
     ),
     "fans": ({"*.bias": init.xavier_uniform_}, RuntimeError, r"'head.bias' .*: Fan in and fan out"),
     "late": ({"head.weight": init.normal_, "*.bias": init.eye_}, RuntimeError, r"'head.bias' .*init\['\*.bias'\]"),

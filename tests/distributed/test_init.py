@@ -60,6 +60,7 @@ CALLS: list[tuple[Callable[..., Tensor], tuple[Any, ...], list[tuple[int, ...]]]
     (init.orthogonal_, (1.5,), MATRICES + KERNELS),
     (init.delta_orthogonal_, (1.5,), [shape for shape in KERNELS if shape[0] >= shape[1]]),
     (init.sparse_, (0.3, 0.7), MATRICES),
+    (fastinit.mixture_, ([(0.5, 0), (0.3, init.normal_), (0.2, init.uniform_)],), ANY),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
@@ -123,7 +124,7 @@ def empty_dtensor(
 
 
 def test_every_function_is_called() -> None:
-    assert {call.__name__ for call, _, _ in CALLS} == set(init.__all__) - {"calculate_gain"}
+    assert {call.__name__ for call, _, _ in CALLS} == set(init.__all__) - {"calculate_gain"} | {"mixture_"}
 
 
 def usable(shape: tuple[int, ...], placements: Sequence[Placement]) -> bool:

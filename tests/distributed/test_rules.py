@@ -22,7 +22,8 @@ RULES: dict[Any, Any] = {
     "embed.weight": partial(init.trunc_normal_, std=0.02),
     "out.weight": init.orthogonal_,
     "up.weight": lambda w: init.kaiming_normal_(w).mul_(0.5),
-    nn.Linear: {"bias": 0.5},
+    "down.bias": 0.5,
+    nn.Linear: {"bias": partial(fastinit.mixture_, components=[(0.5, 0), (0.3, init.normal_), (0.2, init.uniform_)])},
     nn.LayerNorm: {"weight": torch.tensor(2.0)},
 }
 

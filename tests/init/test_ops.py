@@ -25,6 +25,7 @@ from torch_fastinit.initializers import (
     Constant,
     Dirac,
     Eye,
+    Mixture,
     Normal,
     Pattern,
     Program,
@@ -217,6 +218,7 @@ EVERY: list[tuple[Any, torch.dtype]] = [
     (Eye(), torch.float32),
     (Sparse(0.5, 1.0), torch.float32),
     (Bits(2**65 + 2**63 + 5), torch.int32),
+    (Mixture(((0.25, Uniform(-2.0, -1.0)), (0.5, Constant(0.0)), (0.25, Normal(3.0, 0.5)))), torch.float16),
     (Program(TruncatedNormal(), torch.float32, STEPS), torch.bfloat16),
 ]
 

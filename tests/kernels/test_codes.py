@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from torch_fastinit.codes import DTYPE_CODES, MAX_STEPS, Kind, Op
+from torch_fastinit.codes import DTYPE_CODES, MAX_COMPONENTS, MAX_STEPS, Kind, Op
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = (ROOT / "csrc" / "fill.h").read_text()
@@ -38,6 +38,9 @@ def test_codes_of_csrc() -> None:
     steps = re.search(r"kMaxSteps = (\d+)", HEADER)
     assert steps is not None
     assert int(steps[1]) == MAX_STEPS + 1  # and the draw's own rounding
+    components = re.search(r"kMaxComponents = (\d+)", HEADER)
+    assert components is not None
+    assert int(components[1]) == MAX_COMPONENTS
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -53,7 +56,7 @@ def test_codes_of_triton_kernels() -> None:
     spec.loader.exec_module(module)
     found = {name: getattr(value, "value", value) for name, value in vars(module.kernels).items()}
     kinds = {kind.name: kind.value for kind in Kind if kind.name in found}
-    assert set(kinds) >= {"BITS", "CONSTANT", "UNIFORM", "NORMAL", "TRUNCATED_NORMAL", "SPARSE", "DIAGONALS"}
+    assert set(kinds) >= {"BITS", "CONSTANT", "UNIFORM", "NORMAL", "TRUNCATED_NORMAL", "SPARSE", "MIXTURE", "DIAGONALS"}
     assert kinds == {name: found[name] for name in kinds}
     dtypes = {SHORT[str(dtype).removeprefix("torch.")].upper(): code for dtype, code in DTYPE_CODES.items()}
     assert {name: found[name] for name in dtypes if name in found} == {"F64": dtypes["F64"]}

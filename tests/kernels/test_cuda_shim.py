@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from kernels.test_kernels import FAR_BOXES
-from support.bits import REAL, SEED, STREAM, check, check_box, dirty
+from support.bits import REAL, SEED, STREAM, bits_of, check, check_box, dirty, expected
 from support.layouts import BOXES, LAYOUTS, Layout, batch, raw
-from support.parameters import EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
+from support.parameters import EMPTY, MIXTURES, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 from support.shim import Shim, built
 
 from torch_fastinit import backend
@@ -63,7 +64,7 @@ def test_layouts(layout: Layout, compiled: Path, monkeypatch: pytest.MonkeyPatch
         assert torch.equal(raw(a), raw(b)), (f.initializer, f.tensor.dtype)
 
 
-GROUPS = {"uniform": UNIFORM, "normal": NORMAL, "truncated_normal": TRUNCATED, "empty": EMPTY}
+GROUPS = {"uniform": UNIFORM, "normal": NORMAL, "truncated_normal": TRUNCATED, "empty": EMPTY, "mixture": MIXTURES}
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -80,7 +81,7 @@ def test_programs(initializer: Program, shim: Shim) -> None:
 
 @pytest.mark.parametrize(("shape", "box"), FAR_BOXES)
 def test_far_out(shape: tuple[int, ...], box: tuple, shim: Shim) -> None:
-    for initializer in (Uniform(), Normal(), TruncatedNormal(), TRUNCATED["8 to 9"]):
+    for initializer in (Uniform(), Normal(), TruncatedNormal(), TRUNCATED["8 to 9"], MIXTURES["spike and slab"]):
         for dtype in REAL:
             check_box(initializer, shape, box, dtype)
 
@@ -230,6 +231,16 @@ def test_largest_entries_fill_a_table_exactly(shim: Shim) -> None:
         again = torch.empty(sizes, dtype=torch.float64)
         fill([Fill(again, TruncatedNormal(), SEED, n)])
         assert torch.equal(tensors[n], again)
+
+
+def test_a_table_holds_the_largest_mixture(shim: Shim) -> None:
+    sizes, strides = (1, *(2,) * 8), (1, *(3**n for n in range(8, 0, -1)))
+    tensors = [dirty((2 * 3**9,), torch.float64).as_strided(sizes, strides) for _ in range(5)]
+    largest = MIXTURES["as many as there may be"]
+    fill([Fill(t, largest, SEED, n) for n, t in enumerate(tensors)])
+    assert shim.state.launches > 1
+    for n, tensor in enumerate(tensors):
+        np.testing.assert_array_equal(bits_of(tensor), expected(largest, sizes, torch.float64, stream=n))
 
 
 def test_device_and_stream(shim: Shim) -> None:

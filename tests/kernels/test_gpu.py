@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.bits import REAL, SEED, STREAM
 from support.layouts import ANY, BOXES, LAYOUTS, Layout, batch, raw
-from support.parameters import EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
+from support.parameters import EMPTY, MIXTURES, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 
 import torch_fastinit as fastinit
 from torch_fastinit import backend, init
@@ -62,7 +62,7 @@ def test_layouts(layout: Layout, served: str) -> None:
 
 EVERY = {
     f"{kind}: {name}": v
-    for kind, g in {"u": UNIFORM, "n": NORMAL, "t": TRUNCATED, "e": EMPTY}.items()
+    for kind, g in {"u": UNIFORM, "n": NORMAL, "t": TRUNCATED, "e": EMPTY, "m": MIXTURES}.items()
     for name, v in g.items()
 }
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import reference
 from support.bits import REAL, SEED, STREAM, bits_of, check, check_box, dirty, expected, name_of, part_of
-from support.parameters import ALL, EMPTY, INF, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
+from support.parameters import ALL, EMPTY, INF, MIXTURES, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 
 from torch_fastinit import init
 from torch_fastinit.initializers import (
@@ -36,7 +36,7 @@ def cases(group: dict[str, Initializer]) -> pytest.MarkDecorator:
 SHAPE = (31, 37)
 
 
-@cases({f"{type(v).__name__.lower()}: {k}": v for g in (UNIFORM, NORMAL, TRUNCATED) for k, v in g.items()})
+@cases({f"{type(v).__name__.lower()}: {k}": v for g in (UNIFORM, NORMAL, TRUNCATED, MIXTURES) for k, v in g.items()})
 def test_same_bits(initializer: Initializer, isa: str) -> None:
     for dtype in REAL:
         check(initializer, dirty(SHAPE, dtype))
@@ -65,7 +65,10 @@ def test_complex(initializer: Initializer, isa: str) -> None:
 SIZES = [1, 2, 3, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 255, 257, 1000]
 
 
-@cases({"uniform": Uniform(), "normal": Normal(), "near": TruncatedNormal(), "far": TRUNCATED["8 to 9"]})
+@cases(
+    {"uniform": Uniform(), "normal": Normal(), "near": TruncatedNormal(), "far": TRUNCATED["8 to 9"]}
+    | {"mixture": MIXTURES["d2l"]}
+)
 def test_sizes(initializer: Initializer, isa: str) -> None:
     for dtype in REAL:
         whole = expected(initializer, (max(SIZES),), dtype)
@@ -103,7 +106,7 @@ EXTREME_WORDS = {12922966362: 0x00000000, 6153212237: 0xFFFFFFFF, 11600211447: 0
 def test_extreme_words(n: int, isa: str) -> None:
     assert reference.words(0, 0, n, 1) == [EXTREME_WORDS[n]]
     box = ((n - 3, n + 4),)
-    for initializer in ALL.values():
+    for initializer in (ALL | MIXTURES).values():
         for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
             tensor = dirty((7,), dtype)
             fill([Fill(tensor, initializer, 0, 0, Region((2**34,), (n - 3,)))])
@@ -279,7 +282,7 @@ FAR_BOXES = [
 
 @pytest.mark.parametrize(("shape", "box"), FAR_BOXES)
 def test_far_out(shape: tuple[int, ...], box: tuple, isa: str) -> None:
-    for initializer in (Uniform(), Normal(), TruncatedNormal(), TRUNCATED["8 to 9"]):
+    for initializer in (Uniform(), Normal(), TruncatedNormal(), TRUNCATED["8 to 9"], MIXTURES["spike and slab"]):
         for dtype in REAL:
             check_box(initializer, shape, box, dtype)
 

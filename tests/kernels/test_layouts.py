@@ -28,6 +28,7 @@ from torch_fastinit.initializers import (
     Dirac,
     Eye,
     Initializer,
+    Mixture,
     Normal,
     Pattern,
     Sparse,
@@ -37,7 +38,8 @@ from torch_fastinit.initializers import (
 from torch_fastinit.ops import Fill, Region, fill
 
 FAR = TruncatedNormal(0.0, 1.0, 8.0, 9.0)
-ANY_SHAPE = [Uniform(), Normal(), TruncatedNormal(), FAR]
+MIXTURE = Mixture(((0.5, Normal(0.0, 0.1)), (0.2, Constant(-0.7)), (0.3, Uniform(0.5, 1.0))))
+ANY_SHAPE = [Uniform(), Normal(), TruncatedNormal(), FAR, MIXTURE]
 
 # A base that the view is part of, and the view: the base's other elements are the guard.
 LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[torch.Tensor], torch.Tensor]]] = {
@@ -495,6 +497,13 @@ REFUSED: dict[str, tuple[Fill, type[Exception]]] = {
     "an offset of more than 66 bits": (a_fill(WORDS, Bits(2**66)), ValueError),
     "a negative offset": (a_fill(WORDS, Bits(-1)), ValueError),
     "a region of fewer offsets": (a_fill(region=Region((6, 4), (0,))), ValueError),
+    "a mixture of nothing": (a_fill(T, Mixture(())), ValueError),
+    "a mixture of 257": (a_fill(T, Mixture(((1.0, Uniform()),) * 257)), ValueError),
+    "a mixture without probability": (a_fill(T, Mixture(((0.0, Uniform()),))), ValueError),
+    "a mixture with a negative one": (a_fill(T, Mixture(((2.0, Uniform()), (-1.0, Normal())))), ValueError),
+    "a mixture with nan": (a_fill(T, Mixture(((float("nan"), Uniform()),))), ValueError),
+    "a mixture of truncated normals": (a_fill(T, Mixture(((1.0, TruncatedNormal()),))), ValueError),
+    "a mixture of integers": (a_fill(WORDS, Mixture(((1.0, Uniform()),))), ValueError),
     "a constant that was not made ready": (a_fill(T, Constant(1.0)), AttributeError),
     "a parameter that is no number": (a_fill(T, Normal("0", 1.0)), TypeError),  # type: ignore[arg-type]
     "a seed that is no integer": (a_fill(seed=1.5), TypeError),

@@ -26,7 +26,7 @@ import torch
 from kernels.test_kernels import EXTREME_WORDS, FAR_BOXES, SIZES
 from support.bits import REAL, SEED, STREAM, bits_of, check, check_box, dirty, expected
 from support.layouts import LAYOUTS, Layout, batch, raw
-from support.parameters import ALL, EMPTY, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
+from support.parameters import ALL, EMPTY, MIXTURES, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 from support.wire import to_wire
 
 from torch_fastinit import backend
@@ -173,7 +173,7 @@ def test_layouts(layout: Layout, process: Server, server: Server, monkeypatch: p
         assert torch.equal(raw(a), raw(b)), (f.initializer, f.tensor.dtype)
 
 
-GROUPS = {"uniform": UNIFORM, "normal": NORMAL, "truncated_normal": TRUNCATED, "empty": EMPTY}
+GROUPS = {"uniform": UNIFORM, "normal": NORMAL, "truncated_normal": TRUNCATED, "empty": EMPTY, "mixture": MIXTURES}
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -211,7 +211,7 @@ def test_sizes(dtype: torch.dtype, server: Server) -> None:
 
 @pytest.mark.parametrize(("shape", "box"), FAR_BOXES)
 def test_far_out(shape: tuple[int, ...], box: tuple, server: Server) -> None:
-    for initializer in (Uniform(), Normal(), TruncatedNormal(), TRUNCATED["8 to 9"]):
+    for initializer in (Uniform(), Normal(), TruncatedNormal(), TRUNCATED["8 to 9"], MIXTURES["spike and slab"]):
         for dtype in REAL:
             check_box(initializer, shape, box, dtype)
 

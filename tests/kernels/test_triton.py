@@ -22,7 +22,7 @@ import torch
 from support import reference
 from support.bits import REAL, check, check_box, dirty
 from support.layouts import LAYOUTS, Layout, batch, raw
-from support.parameters import NORMAL, PROGRAMS, TRUNCATED, UNIFORM
+from support.parameters import MIXTURES, NORMAL, PROGRAMS, TRUNCATED, UNIFORM
 
 from torch_fastinit import _C, backend
 from torch_fastinit.codes import DTYPE_CODES
@@ -84,6 +84,7 @@ CHOSEN = {
     **{f"uniform: {name}": UNIFORM[name] for name in ("kaiming", "up to 0", "beyond float8", "subnormal in float32")},
     **{f"normal: {name}": NORMAL[name] for name in ("gpt", "past the largest float16", "subnormal in float16")},
     **{f"truncated: {name}": TRUNCATED[name] for name in ("default", "skew", "below 0", "8 to 9", "below -7")},
+    **{f"mixture: {name}": MIXTURES[name] for name in ("d2l", "spike and slab", "zeros of both signs", "infinities")},
 }
 
 
@@ -130,6 +131,7 @@ def test_whole_tiles(interpreted: ModuleType, triton_fills: None) -> None:
     check(UNIFORM["kaiming"], dirty((elements,), torch.float32))
     check(NORMAL["gpt"], dirty((elements,), torch.float16))
     check(TRUNCATED["default"], dirty((elements,), torch.float64))
+    check(MIXTURES["spike and slab"], dirty((elements,), torch.float32))
 
 
 # Of 2.9 deviations no element takes the tail, of 3 some do; one base that is small enough is enough.
@@ -198,7 +200,7 @@ def test_coefficients_are_those_of_the_page(interpreted: ModuleType) -> None:
 def test_names_are_those_of_csrc(interpreted: ModuleType) -> None:
     module = vars(sys.modules[f"{interpreted.__name__}.distributions"])
     names = [name for name, value in module.items() if hasattr(value, "fn")]
-    files = ("distributions.h", "lane.h", "lanes/scalar.h", "cuda_kernels.cuh")
+    files = ("distributions.h", "mixture.h", "lane.h", "lanes/scalar.h", "cuda_kernels.cuh")
     text = "".join((ROOT / "csrc" / file).read_text() for file in files)
     assert len(names) > 12
     # Where C++ overloads a name, or has a method of a type, Triton needs another.
@@ -246,6 +248,8 @@ def test_compiles_for(target: str) -> None:
         "normal",
         "truncated_normal",
         "truncated_normal with tails",
+        "mixture",
+        "mixture with normals",
         "far_tail",
         "normal in float64",
         "truncated_normal in float64",

@@ -20,7 +20,7 @@ FLOORS = (
     ("planning",),
     ("execution",),
     ("eager", "dtensors"),
-    ("init", "materializer"),
+    ("init", "materializer", "mixture"),
     ("like",),
     ("__init__",),
 )

@@ -20,6 +20,7 @@ from torch_fastinit.initializers import (
     Dirac,
     Eye,
     Initializer,
+    Mixture,
     Normal,
     Op,
     Program,
@@ -67,6 +68,10 @@ PROGRAMS = {
     "normal:float8_e5m2": Program(Normal(), F32, (Step(Op.CAST, 0.0, E5M2),)),
     "normal/7+0.5": Program(Normal(), F64, (Step(Op.DIV, 7.0, F64), Step(Op.ADD, 0.5, F64))),
 }
+MIXTURES: dict[str, Initializer] = {
+    "uniforms around zero": Mixture(((0.25, Uniform(-10.0, -5.0)), (0.5, Constant(0.0)), (0.25, Uniform(5.0, 10.0)))),
+    "spike and slab": Mixture(((0.9, Normal(0.0, 1e-3)), (0.1, Normal(0.0, 1.0)))),
+}
 CASES: list[tuple[str, Initializer, torch.dtype, Sequence[int], int]] = [
     *((name, draw, dtype, SHAPE, SEED) for name, draw in DRAWS.items() for dtype in REAL),
     *(
@@ -88,12 +93,14 @@ CASES: list[tuple[str, Initializer, torch.dtype, Sequence[int], int]] = [
     ("dirac", Dirac(), F32, (7, 5, 3), SEED),
     ("dirac(2)", Dirac(2), F16, (8, 5, 3, 3), SEED),
     *(("constant(0.1)", Constant(0.1), dtype, (5,), SEED) for dtype in (F32, BF16, E4M3, torch.complex64)),
+    *((name, mixture, dtype, SHAPE, SEED) for name, mixture in MIXTURES.items() for dtype in REAL),
     *((name, program, program.steps[-1].dtype, SHAPE, SEED) for name, program in PROGRAMS.items()),
 ]
 PARTS: list[tuple[str, Initializer, torch.dtype, Sequence[int], Sequence[tuple[int, int]]]] = [
     ("normal(0,1)", Normal(), F32, SHAPE, ((2, 9), (1, 64))),
     ("uniform(0,1)", Uniform(), F64, (2**20, 2**20, 5), ((2**20 - 3, 2**20), (7, 18), (0, 4))),  # past 2**32
     ("sparse(0.3,0.01)", Sparse(0.3), F32, SHAPE, ((20, 33), (3, 40))),
+    *(("spike and slab", MIXTURES["spike and slab"], dtype, SHAPE, ((2, 31), (1, 64))) for dtype in (F32, F64)),
 ]
 EAGER = {
     "xavier_uniform_": fastinit.init.xavier_uniform_,

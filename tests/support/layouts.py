@@ -17,6 +17,7 @@ from torch_fastinit.initializers import (
     Dirac,
     Eye,
     Initializer,
+    Mixture,
     Normal,
     Op,
     Program,
@@ -87,7 +88,8 @@ BOXES = {
 }
 
 NEAR, FAR = TruncatedNormal(0.0, 1.0, -4.0, 1.5), TruncatedNormal(0.0, 1.0, 8.0, 9.0)
-ANY = (Uniform(-0.5, 0.25), Normal(-0.1, 0.5), NEAR, FAR, Constant(0.3))
+MIXTURE = Mixture(((0.5, Normal(0.0, 0.1)), (0.2, Constant(-0.7)), (0.3, Uniform(0.5, 1.0))))
+ANY = (Uniform(-0.5, 0.25), Normal(-0.1, 0.5), NEAR, FAR, MIXTURE, Constant(0.3))
 OFFSETS = (0, 3, 2**34 - 9, 2**66 - 200)
 
 

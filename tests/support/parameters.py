@@ -6,7 +6,17 @@ import math
 
 import torch
 
-from torch_fastinit.initializers import Initializer, Normal, Op, Program, Step, TruncatedNormal, Uniform
+from torch_fastinit.initializers import (
+    Constant,
+    Initializer,
+    Mixture,
+    Normal,
+    Op,
+    Program,
+    Step,
+    TruncatedNormal,
+    Uniform,
+)
 
 INF = math.inf
 
@@ -143,4 +153,32 @@ PROGRAMS = {
     "a constant, since no float16 lies between": program(Uniform(1.0001, 1.0002), F16, (MUL, 3.0), (CAST, 0.0, BF16)),
     "a constant, since nothing deviates": program(TruncatedNormal(0.3, 0.0), F32, (MUL, 0.1), (CAST, 0.0, F16)),
     "a constant of float64": program(TruncatedNormal(0.3, 0.0), F64, (MUL, 0.1), (ADD, 1.0)),
+}
+
+
+def mixture(*components: tuple[float, Initializer]) -> Mixture:
+    return Mixture(components)
+
+
+MIXTURES = {
+    "d2l": mixture((0.25, Uniform(-10.0, -5.0)), (0.5, Constant(0.0)), (0.25, Uniform(5.0, 10.0))),
+    "one uniform": mixture((1.0, Uniform(-1.0, 3.0))),
+    "one normal": mixture((1.0, Normal(0.5, 2.0))),
+    "one constant": mixture((1.0, Constant(0.1))),
+    "spike and slab": mixture((0.9, Normal(0.0, 1e-3)), (0.1, Normal(0.0, 1.0))),
+    "two modes and a floor": mixture((0.3, Normal(-2.0, 0.1)), (0.3, Normal(2.0, 0.1)), (0.4, Uniform(-3.0, 3.0))),
+    "ternary": mixture((1 / 3, Constant(-1.0)), (1 / 3, Constant(0.0)), (1 / 3, Constant(1.0))),
+    "zeros of both signs": mixture((0.5, Constant(-0.0)), (0.3, Constant(0.0)), (0.2, Uniform(-1.0, 0.0))),
+    "infinities": mixture((0.2, Constant(-INF)), (0.6, Normal()), (0.2, Constant(INF))),
+    "points": mixture((0.5, Uniform(1.0, 1.0)), (0.25, Uniform(0.1, 0.1)), (0.25, Normal(0.3, 0.0))),
+    "tiny probabilities": mixture(
+        (1e-12, Constant(7.0)), (2.0**-31, Constant(8.0)), (3e-9, Normal()), (1.0, Uniform())
+    ),
+    "a probability of 0": mixture((0.0, Constant(7.0)), (1.0, Uniform()), (0.0, Normal())),
+    "three places of a normal": mixture((1.4e-9, Normal(5.0, 1.0)), (1 - 1.4e-9, Constant(1.0))),
+    "beyond narrow dtypes": mixture((0.5, Uniform(-1e5, 1e5)), (0.25, Constant(1e6)), (0.25, Normal(0.0, 4e4))),
+    "between values of narrow dtypes": mixture((0.5, Uniform(1.0, 1.0001)), (0.5, Uniform(1.0001, 1.0002))),
+    "subnormal": mixture((0.5, Uniform(-1e-40, 1e-38)), (0.5, Normal(0.0, 1e-39))),
+    "fifty": mixture(*((0.02, (Uniform(n, n + 1.0), Normal(n, 0.1), Constant(float(n)))[n % 3]) for n in range(50))),
+    "as many as there may be": mixture(*((1 / 256, Uniform(n, n + 0.5)) for n in range(256))),
 }

@@ -10,6 +10,7 @@ the region is computed, whatever the size of the logical tensor.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import re
@@ -24,6 +25,7 @@ from torch_fastinit.initializers import (
     Dirac,
     Eye,
     Initializer,
+    Mixture,
     Normal,
     Op,
     Program,
@@ -203,6 +205,7 @@ def round_narrow(x: Array, dtype: str) -> Array:
     return pattern.astype(f"u{width // 8}")
 
 
+@functools.cache
 def narrow_values(dtype: str) -> Array:
     """Every value of a narrow dtype but NaN, in order."""
     exponents, m, infinite = NARROW[dtype]
@@ -581,6 +584,80 @@ def ones_of_dirac(shape: Sequence[int], groups: int, position: list[Array]) -> A
     return one
 
 
+# Section 13: mixtures.
+
+
+def components_of(mixture: Mixture, dtype: str) -> list[tuple[int, int, bool, tuple[float, ...]]]:
+    """First, count, whether it is a normal, and (unit, scale, start, hi), of every component that has a word."""
+    chances = [chance for chance, _ in mixture.components]
+    total = sum_in_order(chances)
+    firsts = [math.floor(sum_in_order(chances[:n]) / total * 2.0**31 + 0.5) for n in range(len(chances))]
+    found = []
+    for first, end, (_, law) in zip(firsts, [*firsts[1:], 2**31], mixture.components, strict=True):
+        if first == end:
+            continue
+        unit = 1 / (end - first) * (2.0**-31 if is_wide(dtype) else 1.0)
+        if isinstance(law, Normal):
+            constants = (law.std, law.mean, math.inf)
+        else:
+            a, b = (law.a, law.b) if isinstance(law, Uniform) else (float(law.value),) * 2
+            limits = bounds(a, b, dtype, open_right=a != b) if isinstance(law, Uniform) else None
+            step = (b - a) * unit if limits else 0.0
+            start = float((f64 if is_wide(dtype) else f32)(a + 0.5 * step))
+            start = max(start, limits[0]) if limits else start
+            constants = (step, start, start if limits is None or limits[1] == start else limits[1])
+        found.append((first, end - first, isinstance(law, Normal), (unit, *constants)))
+    return found
+
+
+def sum_in_order(values: Sequence[float]) -> float:
+    total = 0.0
+    for value in values:
+        total = total + value
+    return total
+
+
+def mixture_values(w: list[Array], mixture: Mixture, dtype: str) -> Array:
+    kind: type = f32 if len(w) == 1 else f64
+    k = (w[0] >> u32(1)).astype(i64)
+    low = (w[1] >> u32(1)).astype(i64) if len(w) == 2 else None
+    values = np.empty(k.shape, kind)
+    for first, count, is_normal, constants in components_of(mixture, dtype):
+        own = (first <= k) & (k < first + count)
+        j, within = k[own] - first, None if low is None else low[own]
+        unit, scale, start, hi = (kind(c) for c in constants)
+        y = quantile_of_place(j, within, count, unit) if is_normal else place(j, within)
+        x = fma(y, scale, start) if kind is f32 else y * scale + start
+        values[own] = np.where(x < hi, x, hi)
+    return values
+
+
+def place(j: Array, within: Array | None) -> Array:
+    """The place in a component: ``j``, and for wide arithmetic 31 more bits."""
+    return j.astype(f32) if within is None else integer62(j, within)
+
+
+def quantile_of_place(j: Array, within: Array | None, count: int, unit: float) -> Array:
+    d = 2 * j - (count - 1)
+    if within is None:
+        upper = d > 0
+        t, x = place(np.where(upper, count - 1 - j, j), None), d.astype(f32) * unit
+        p = fma(t, unit, f32(0.5) * unit)
+        p4 = p * f32(4)
+        length = neg2log32(fma(-p4, p, p4))
+        tail = horner32(np.sqrt(length) + f32(-6), "QUANTILE_TAIL_F32")
+        return np.where(length > 10, np.where(upper, tail, -tail), x * horner32(length, "QUANTILE_CENTRAL_F32"))
+    n = d.astype(f64) * 2.0**31 + (2 * within - (2**31 - 1)).astype(f64)
+    upper = n > 0
+    t = place(np.where(upper, count - 1 - j, j), np.where(upper, within ^ 0x7FFFFFFF, within))
+    p, x = t * unit + 0.5 * unit, n * unit
+    p4 = p * 4
+    length = neg2log64(p4 - p4 * p)
+    s = np.sqrt(length)
+    tail = np.where(s < 6, horner64(s - 4.5, "QUANTILE_TAIL_NEAR_F64"), horner64(s - 8.75, "QUANTILE_TAIL_FAR_F64"))
+    return np.where(length > 10, np.where(upper, tail, -tail), x * horner64(length, "QUANTILE_CENTRAL_F64"))
+
+
 # The public face.
 
 
@@ -690,6 +767,8 @@ def plain_values(
             return normal_fill(Normal(mean, std), index, dtype, seed, stream)
         w = element_words(seed, stream, index, is_wide(dtype))
         return truncated_normal_values(w, mean, std, a, b, *limits)
+    if isinstance(initializer, Mixture):
+        return mixture_values(element_words(seed, stream, index, is_wide(dtype)), initializer, dtype)
     if isinstance(initializer, Constant):
         return constant(float(initializer.value), index, dtype)
     position = region_positions(box)

@@ -27,7 +27,7 @@ class Reader {
 
 // `tensors`: address, dtype, dimensions, sizes, strides of each.
 inline std::vector<Fill> from_wire(const std::vector<int64_t>& tensors, const std::vector<int64_t>& recipe,
-                                   const std::vector<double>& params) {
+                                   const std::vector<double>& params, Owned& owned) {
   std::vector<Fill> fills;
   Reader<int64_t> layout(tensors), how(recipe);
   Reader<double> numbers(params);
@@ -43,8 +43,12 @@ inline std::vector<Fill> from_wire(const std::vector<int64_t>& tensors, const st
     d.seed = d.words[0] = static_cast<uint64_t>(how.next());
     d.stream = d.words[1] = static_cast<uint64_t>(how.next());
     const int64_t count = how.next(), region = how.next(), steps = how.next();
-    if (count > 4) throw std::invalid_argument("too many parameters");
-    for (int64_t i = 0; i < count; ++i) d.params[i] = numbers.next();
+    if (static_cast<Kind>(d.kind) == Kind::mixture) {
+      d.components = numbers.take(count);
+    } else {
+      if (count > 4) throw std::invalid_argument("too many parameters");
+      for (int64_t i = 0; i < count; ++i) d.params[i] = numbers.next();
+    }
     if (static_cast<Kind>(d.kind) == Kind::sparse) {
       d.second = static_cast<uint64_t>(how.next());
     } else if (static_cast<Kind>(d.kind) == Kind::bits) {
@@ -59,7 +63,7 @@ inline std::vector<Fill> from_wire(const std::vector<int64_t>& tensors, const st
       const int64_t op = how.next(), dtype = how.next();
       d.steps.push_back({op, dtype, numbers.next()});
     }
-    lower(d, fills);
+    lower(d, fills, owned);
   }
   if (!how.done() || !numbers.done()) throw std::invalid_argument("a list is too long");
   return fills;

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from torch_fastinit.codes import Op
-from torch_fastinit.initializers import Initializer, Program
+from torch_fastinit.initializers import Initializer, Mixture, Program
 from torch_fastinit.planning.draws import dependencies, logical_value
 from torch_fastinit.planning.fold import short_name
 from torch_fastinit.planning.planner import Assignment, Filled, Kept, Replayed, Shared, Zeros
@@ -144,5 +144,8 @@ def _describe_initializer(initializer: Initializer) -> str:
             if step.dtype is not now:
                 text, now = f"{text} as {short_name(step.dtype)}", step.dtype
         return text
+    if isinstance(initializer, Mixture):
+        parts = (f"{chance:.6g} {_describe_initializer(law)}" for chance, law in initializer.components)
+        return f"Mixture({', '.join(parts)})"
     values = (f"{f.name}={getattr(initializer, f.name):.6g}" for f in fields(initializer))
     return f"{type(initializer).__name__}({', '.join(values)})"

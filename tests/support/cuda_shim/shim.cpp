@@ -30,9 +30,10 @@ const char* shim_fill(const int64_t* tensors, size_t tensors_n, const int64_t* r
                       const double* params, size_t params_n, int device, uintptr_t stream) {
   static std::string message;
   try {
-    fastinit::fill_cuda(
-        fastinit::from_wire({tensors, tensors + tensors_n}, {recipe, recipe + recipe_n}, {params, params + params_n}),
-        device, stream);
+    fastinit::Owned owned;
+    fastinit::fill_cuda(fastinit::from_wire({tensors, tensors + tensors_n}, {recipe, recipe + recipe_n},
+                                            {params, params + params_n}, owned),
+                        device, stream);
   } catch (const std::exception& e) {
     message = e.what();
     return message.c_str();

@@ -69,7 +69,9 @@ void serve(const Request& request) {
   try {
     fastinit::set_instruction_set(request.instruction_set);
     set_mode(request.mode);
-    fastinit::Batch(fastinit::from_wire(tensors, recipe, params), static_cast<int>(request.threads), false).finish();
+    fastinit::Owned owned;
+    fastinit::Batch(fastinit::from_wire(tensors, recipe, params, owned), static_cast<int>(request.threads), false)
+        .finish();
     after = mode();
   } catch (const std::exception& e) {
     message = e.what();
