@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch_fastinit.materializer import initialize, materialize, pin_names, plan
     from torch_fastinit.ops import Region
     from torch_fastinit.recording.context import deferred, is_deferred, skip_init
+    from torch_fastinit.reporting.reports import report
 
 __all__ = [
     "Region",
@@ -29,6 +30,7 @@ __all__ = [
     "pin_names",
     "plan",
     "random_bits_",
+    "report",
     "skip_init",
     "stream_id",
 ]
@@ -46,6 +48,7 @@ _LATER = {
     "materialize": "materializer",
     "pin_names": "materializer",
     "plan": "materializer",
+    "report": "reporting.reports",
     "skip_init": "recording.context",
 }
 

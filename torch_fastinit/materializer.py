@@ -20,6 +20,7 @@ from torch_fastinit.execution.swap import put_in_place, refuse_held
 from torch_fastinit.ops import Region
 from torch_fastinit.planning.draws import assign_draws, pin, taken_before, taking
 from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten
+from torch_fastinit.planning.promises import note
 from torch_fastinit.planning.report import Plan, rows
 from torch_fastinit.planning.rules import RuleSet, match
 from torch_fastinit.planning.tensors import Target, is_plain_meta, targets_of
@@ -136,7 +137,8 @@ def materialize(
     back = _surroundings()
     try:
         gc.disable()  # what is made here is no garbage, and looking for some would take as long as all the rest
-        _all_or_nothing(module, where, dtype, seed, names, init, replay, verify, reset, unwritten, shards, check)
+        done = _all_or_nothing(module, where, dtype, seed, names, init, replay, verify, reset, unwritten, shards, check)
+        note(module, *done, of_stream=replay is None)
     finally:
         try:  # twice, so that an interrupt of the one leaves the other
             back()
@@ -251,7 +253,7 @@ def initialize(
     if seed is not None:
         seed = to_signed(operator.index(seed))
     targets = targets_of(module)
-    initialize_in_place(targets, match(rules, module, targets), seed, names)
+    note(module, *initialize_in_place(targets, match(rules, module, targets), seed, names))
     return module
 
 
@@ -300,21 +302,24 @@ def _all_or_nothing(
     unwritten: str | None,
     shards: Shards,
     check: bool,
-) -> None:
+) -> tuple[Sequence[Target], Sequence[Assignment]]:
+    """What was materialised, and from what."""
     targets = targets_of(module)
     agreement = Agreement(targets, seed, replay=replay is not None, check=check)
     try:
         if not reset and init is None:
             _refuse_plain_meta(targets)
-            _materialize(targets, where, dtype, agreement, names, replay, verify, unwritten, shards)
-            return
+            return _materialize(targets, where, dtype, agreement, names, replay, verify, unwritten, shards)
         prepared = Preparation(module, targets, reset, init)
         try:
             targets = list(prepared.run(where))
             _refuse_plain_meta(targets)
-            _materialize(targets, where, dtype, agreement, names, replay, verify, unwritten, shards, prepared.keep)
+            done = _materialize(
+                targets, where, dtype, agreement, names, replay, verify, unwritten, shards, prepared.keep
+            )
             for call in prepared.keep:
                 call()
+            return done
         finally:
             try:  # twice, so that an interrupt of the one leaves the other
                 prepared.settle()
@@ -336,11 +341,11 @@ def _materialize(
     unwritten: str | None,
     shards: Shards,
     kept: Sequence[Callable[[], object]] = (),
-) -> None:
+) -> tuple[Sequence[Target], Sequence[Assignment]]:
     """`kept` is called, without an interrupt in between, when the tensors are put in place."""
     targets = [target for target in targets if isinstance(target.tensor, Deferred)]
     if not targets:
-        return
+        return [], []
     deferred: list[Any] = [target.tensor for target in targets]
     with outside():
         draws = assign_draws(targets, names)
@@ -365,6 +370,7 @@ def _materialize(
         if replay is None:
             then += taking(draws, executor.seed)
         put_in_place([one.name for one in plan], deferred, reals, then, holders, agreement.after())
+    return targets, plan
 
 
 def _set_regions(targets: Sequence[Target], shards: Shards) -> None:

@@ -21,7 +21,7 @@ FLOORS = (
     ("execution",),
     ("eager", "dtensors"),
     ("init", "materializer"),
-    ("like",),
+    ("like", "reporting"),
     ("__init__",),
 )
 FORBIDDEN = {
