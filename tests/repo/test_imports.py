@@ -23,6 +23,7 @@ FLOORS = (
     ("init", "materializer"),
     ("like", "reporting"),
     ("__init__",),
+    ("commands", "__main__"),
 )
 FORBIDDEN = {
     "recording": ("planning", "init", "ops"),

@@ -15,8 +15,8 @@ from torch_fastinit.recording.memory import span
 #: What the compiled pass reads where it lies. All else goes through torch, a chunk at a time, as float64.
 _READ = {dtype: code for dtype, code in DTYPE_CODES.items() if dtype.is_floating_point}
 _CHUNK = 1 << 22
-#: A histogram is of about so many elements, evenly spread, in so many parts.
-SAMPLE, BINS = 1 << 16, 48
+#: A histogram is of about so many elements, evenly spread, in so many parts: odd, so that one is in the middle.
+SAMPLE, BINS = 1 << 16, 49
 
 
 @dataclass(slots=True)

@@ -7,7 +7,9 @@ from html import escape
 
 from torch_fastinit.reporting.measured import HEADINGS, Histogram, Measured, cells
 
-_WIDTH, _HEIGHT = 192, 48
+_WIDTH, _HEIGHT = 196, 48
+#: After what a line may break, by heading.
+_BREAKS = {"name": ".", "shape": "x"}
 
 
 def rows_of_html(rows: Sequence[Measured], summary: str) -> str:
@@ -65,8 +67,9 @@ def _row(row: Measured) -> str:
         key = f' data-v="{numbers[heading]!r}"' if heading in numbers else ""
         to_be = promised.get(heading)
         more = "" if to_be is None else f"<small>{to_be:.4g}</small>"
-        # A line may break after a dot of a name.
-        text = escape(cell).replace(".", ".<wbr>") if heading == "name" else escape(cell)
+        text = escape(cell)
+        if heading in _BREAKS:
+            text = text.replace(_BREAKS[heading], f"{_BREAKS[heading]}<wbr>")
         line.append(f'<td data-h="{escape(heading)}"{key}>{text}{more}</td>')
     return f"<tr{' class=off' if row.faults else ''}>{''.join(line)}</tr>"
 
@@ -126,6 +129,7 @@ th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 td { border-bottom: 1px solid var(--line); padding: .3rem .4rem; vertical-align: top; overflow-wrap: anywhere; }
 td[data-v] { font-variant-numeric: tabular-nums; white-space: nowrap; }
+td[data-h=shape], td[data-h=dtype] { overflow-wrap: normal; }
 td[data-h=shape], td[data-h=off] { white-space: normal; }
 td[data-h=name] { font-weight: 600; min-width: 8rem; }
 td small { display: block; color: var(--promised); font-size: .85em; }
