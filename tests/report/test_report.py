@@ -265,6 +265,13 @@ def test_a_deferred_model_is_refused() -> None:
         fastinit.report(model)
 
 
+def test_the_default_device_does_not_matter() -> None:
+    module = layer(nn.init.normal_)
+    with torch.device("meta"):
+        row = only(module)
+    assert row.faults == () and row.expected_std == pytest.approx(1, rel=1e-5)
+
+
 def test_arguments_are_checked() -> None:
     with pytest.raises(TypeError, match=r"takes a torch\.nn\.Module, not int"):
         fastinit.report(3)  # type: ignore[arg-type]

@@ -19,6 +19,8 @@ from torch_fastinit.initializers import Initializer, Normal, Program, Step, Trun
 
 #: How many deviations the most distant normals are from the mean, in float32 and float64 (docs/stream.md, section 6).
 FARTHEST, FARTHEST_64 = math.sqrt(64 * math.log(2)), math.sqrt(126 * math.log(2))
+#: What laws are made of, whatever the defaults are.
+_REAL: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 #: Cells of a law in float32 or float64.
 CELLS = 1 << 13
 #: A float32 is as good as a real number here, but for the last bits of a bound,
@@ -72,17 +74,17 @@ class Law:
         """The mass in each of equal parts of [low, high]; what lies outside is given to the ends."""
         key = (low, high, parts)
         if key not in self._known:
-            edges = torch.linspace(low, high, parts + 1, dtype=torch.float64)
+            edges = torch.linspace(low, high, parts + 1, **_REAL)
             place = torch.searchsorted(edges, self.points, right=True).sub_(1).clamp_(0, parts - 1)
-            self._known[key] = torch.zeros(parts, dtype=torch.float64).index_add_(0, place, self.masses).tolist()
+            self._known[key] = torch.zeros(parts, **_REAL).index_add_(0, place, self.masses).tolist()
         return self._known[key]  # type: ignore[no-any-return]
 
 
 @functools.lru_cache(maxsize=128)
 def point(value: float) -> Law:
     """All mass at one value."""
-    at = torch.tensor([value], dtype=torch.float64)
-    return Law(at, torch.ones(1, dtype=torch.float64), value, value)
+    at = torch.tensor([value], **_REAL)
+    return Law(at, torch.ones(1, **_REAL), value, value)
 
 
 @functools.lru_cache(maxsize=128)
@@ -104,18 +106,18 @@ def law_of(initializer: Initializer, dtype: torch.dtype, farthest: float) -> Law
         return None
     low, high = bounds
     if low >= high:
-        return point(float(torch.tensor(low, dtype=torch.float64).to(dtype)))
+        return point(float(torch.tensor(low, **_REAL).to(dtype)))
     if not _resolved(low, high, dtype):
         return None
     if dtype.itemsize > 2:
-        edges = torch.linspace(low, high, CELLS + 1, dtype=torch.float64)
+        edges = torch.linspace(low, high, CELLS + 1, **_REAL)
     else:
         points = values_of(dtype)
         if not isinstance(initializer, Normal):  # whose most distant values may be rounded outwards
             under = points < high if isinstance(initializer, Uniform) else points <= high
             points = points[(points >= low) & under]
         if len(points) == 0:
-            return point(float(torch.tensor(low, dtype=torch.float64).to(dtype)))
+            return point(float(torch.tensor(low, **_REAL).to(dtype)))
         return _of_values(points, _masses(initializer, _rounded_between(points), low, high))
     masses = _masses(initializer, edges, low, high)
     wide = 0.0 if dtype is torch.float64 else _LAST_BITS * max(abs(low), abs(high))
@@ -129,7 +131,7 @@ def values_of(dtype: torch.dtype) -> torch.Tensor:
     """The finite values of a dtype of one or two bytes, ascending."""
     integer = torch.uint8 if dtype.itemsize == 1 else torch.int16
     count = 1 << 8 * dtype.itemsize
-    values = torch.arange(count).to(integer).view(dtype).double()
+    values = torch.arange(count, device="cpu").to(integer).view(dtype).double()
     found: torch.Tensor = values[values.isfinite()].unique()
     return found
 
@@ -196,7 +198,7 @@ def _after(law: Law, step: Step) -> Law | None:
     def moved(x: torch.Tensor) -> torch.Tensor:
         return x * c if step.op is Op.MUL else x + c if step.op is Op.ADD else x / c if step.op is Op.DIV else x
 
-    ends = moved(torch.tensor([law.low, law.high], dtype=torch.float64))
+    ends = moved(torch.tensor([law.low, law.high], **_REAL))
     low, high = float(ends.min()), float(ends.max())
     if not (math.isfinite(low) and math.isfinite(high)) or not (low == high or _resolved(low, high, dtype)):
         return None

@@ -55,6 +55,8 @@ class Expected:
 
     def shares(self, low: float, high: float, parts: int) -> list[float]:
         """The expected share of the values in each of equal parts of [low, high], the ends with all outside."""
+        if len(self.parts) == 1:
+            return self.parts[0][0].shares(low, high, parts)
         of_parts = [(law.shares(low, high, parts), n / self.count) for law, n in self.parts]
         return [sum(shares[i] * weight for shares, weight in of_parts) for i in range(parts)]
 
@@ -86,7 +88,7 @@ def _counts(fills: Sequence[PlannedFill], view: View) -> list[int] | None:
     if len({one.dtype.itemsize for one in views[1:]}) > 1 or len(fills) > 127:
         return None
     start = min(one.offset for one in views)
-    last = torch.zeros(max(_end(one) for one in views) - start, dtype=torch.int8)
+    last = torch.zeros(max(_end(one) for one in views) - start, dtype=torch.int8, device="cpu")
     for number, one in enumerate(fills, 1):
         last.as_strided(one.view.shape, one.view.stride, one.view.offset - start).fill_(number)
     seen = last.as_strided(view.shape, view.stride, view.offset - start)
@@ -109,13 +111,13 @@ def _parts(planned: PlannedFill, count: int, dtype: torch.dtype, of_stream: bool
     initializer = planned.initializer
     whole = count == math.prod(planned.view.shape)
     if isinstance(initializer, Constant):
-        number = torch.empty(1, dtype=dtype).fill_(initializer.value)
+        number = torch.empty(1, dtype=dtype, device="cpu").fill_(initializer.value)
         values = torch.view_as_real(number).flatten() if dtype.is_complex else number
         return [(point(value), count) for value in values.double().tolist()]
     if isinstance(initializer, (Eye, Dirac)):
         if not whole or dtype.is_complex:
             return None
-        made = Fill(torch.empty(planned.view.shape), initializer, region=planned.box)
+        made = Fill(torch.empty(planned.view.shape, dtype=torch.float32, device="cpu"), initializer, region=planned.box)
         fill([made])
         ones = int(made.tensor.count_nonzero())
         return [(law, n) for law, n in ((point(1.0), ones), (point(0.0), count - ones)) if n]

@@ -127,7 +127,7 @@ _ROLES = ("parameter", "buffer")
 
 
 def _refuse(targets: list[Target]) -> None:
-    waiting = [target.name for target in targets if isinstance(target.tensor, Deferred)]
+    waiting = [one.name for one in targets if isinstance(one.tensor, Deferred) and one.role != "padding"]
     if waiting:
         raise RuntimeError(
             f"{listed(waiting)}: deferred, and so without values to report on; call fastinit.materialize(model) first"
