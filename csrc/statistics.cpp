@@ -134,21 +134,27 @@ std::vector<std::vector<int64_t>> histograms(const std::vector<Span>& spans, con
     const double last = bins - 1;
     double x[kRun];
     int places[kRun];
-    // Of neighbours to different counters, since they are often alike; the last counts what is not finite.
-    std::vector<int64_t> counted[4];
-    for (auto& some : counted) some.resize(static_cast<size_t>(bins) + 1);
+    // Neighbours, which are often alike, have counters of their own; the last of each counts what is not finite.
+    const size_t each = static_cast<size_t>(bins) + 1;
+    std::vector<int64_t> counted(4 * each);
     for (int64_t r = 0; r < runs; r += step) {
       const int64_t size = std::min(kRun, span.count - r * kRun);
+      if (r + step < runs) {  // the next run is far away, and nobody else asks for it in time
+        const int64_t next = (r + step) * kRun, bytes = std::min(kRun, span.count - next) * size_of(span.dtype);
+        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at(span, next) + b);
+      }
       k.as_doubles(at(span, r * kRun), size, span.dtype, x);
       for (int64_t i = 0; i < size; ++i) {
         const double place = (x[i] - range.low) * scale;
-        const double inside = place < 0 ? 0 : place < last ? place : last;
-        places[i] = static_cast<int>(x[i] - x[i] == 0 ? inside : bins);
+        const double inside = std::min(std::max(0.0, place), last);
+        places[i] = x[i] - x[i] == 0 ? static_cast<int>(inside) : bins;
       }
-      for (int64_t i = 0; i < size; ++i) ++counted[i % 4][static_cast<size_t>(places[i])];
+      for (int64_t i = 0; i < size; ++i) {
+        ++counted[static_cast<size_t>(i % 4) * each + static_cast<size_t>(places[i])];
+      }
     }
-    for (size_t b = 0; b < counts[s].size(); ++b) {
-      for (const auto& some : counted) counts[s][b] += some[b];
+    for (size_t b = 0; b < counted.size(); ++b) {
+      if (b % each < counts[s].size()) counts[s][b % each] += counted[b];
     }
   });
   return counts;
