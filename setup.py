@@ -28,7 +28,8 @@ CXX_FLAGS = (
     "-std=c++17 -O3 -DNDEBUG -fPIC -fvisibility=hidden -pthread -ffp-contract=off -fno-math-errno -Wall -Wextra"
 ).split()
 
-# csrc/cpu_kernels.cpp is compiled once for each of these; csrc/cpu.cpp chooses among them at run time.
+# csrc/cpu_kernels.cpp and csrc/statistics_kernels.cpp are compiled once for each of these; csrc/cpu.cpp chooses among
+# them at run time.
 INSTRUCTION_SETS = {"scalar": ""}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = "-mavx2 -mfma"
@@ -116,9 +117,11 @@ def compilations(nvcc: str | None) -> list[tuple[Path, str, list[str]]]:
         (CSRC / "cpu.cpp", "cpu", []),
         (CSRC / "lower.cpp", "lower", []),
         *([(CSRC / "tables.cpp", "tables", [])] if nvcc is not None else []),
+        (CSRC / "statistics.cpp", "statistics", []),
         *(
-            (CSRC / "cpu_kernels.cpp", f"cpu_kernels_{isa}", [f"-DFASTINIT_ISA={isa}", *flags.split()])
+            (CSRC / f"{stem}.cpp", f"{stem}_{isa}", [f"-DFASTINIT_ISA={isa}", *flags.split()])
             for isa, flags in INSTRUCTION_SETS.items()
+            for stem in ("cpu_kernels", "statistics_kernels")
         ),
     ]
 

@@ -4,6 +4,7 @@
 #include <structmember.h>
 
 #include <memory>
+#include <tuple>
 #include <utility>
 
 #include "cpu.h"
@@ -11,6 +12,7 @@
 #include "cuda.h"
 #endif
 #include "lower.h"
+#include "statistics.h"
 
 namespace py = pybind11;
 
@@ -390,6 +392,17 @@ PyObject* fill_cpu_python(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return nullptr;
 }
 
+// (address, count, dtype's code) of elements that lie next to one another.
+using Spans = std::vector<std::tuple<uintptr_t, int64_t, int64_t>>;
+
+std::vector<fastinit::Span> spans_of(const Spans& spans) {
+  std::vector<fastinit::Span> all;
+  for (const auto& [address, count, dtype] : spans) {
+    all.push_back({reinterpret_cast<const void*>(address), count, static_cast<DType>(dtype)});
+  }
+  return all;
+}
+
 PyMethodDef kFillCpu = {"fill_cpu", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fill_cpu_python)),
                         METH_FASTCALL, "Run fills (torch_fastinit/ops.py, made ready there)."};
 
@@ -430,6 +443,32 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.def("has_cuda", [] { return false; }, "Whether this build has CUDA kernels.");
 #endif
+  m.def(
+      "statistics",
+      [](const Spans& spans, int64_t threads) {
+        std::vector<fastinit::Statistics> found;
+        {
+          const py::gil_scoped_release release;
+          found = fastinit::statistics(spans_of(spans), as_threads(threads));
+        }
+        py::list out;
+        for (const fastinit::Statistics& s : found) {
+          out.append(py::make_tuple(s.count, s.mean, s.squares, s.min, s.max, s.zeros, s.nonfinite));
+        }
+        return out;
+      },
+      py::arg("spans"), py::arg("threads"), "What the elements of each span are like.");
+  m.def(
+      "histograms",
+      [](const Spans& spans, const std::vector<std::pair<double, double>>& ranges, int bins, int64_t most,
+         int64_t threads) {
+        std::vector<fastinit::Range> bounds;
+        for (const auto& [low, high] : ranges) bounds.push_back({low, high});
+        const py::gil_scoped_release release;
+        return fastinit::histograms(spans_of(spans), bounds, bins, most, as_threads(threads));
+      },
+      py::arg("spans"), py::arg("ranges"), py::arg("bins"), py::arg("most"), py::arg("threads"),
+      "How many elements of each span, or of a sample, lie in each part of its range.");
   m.def("instruction_sets", &fastinit::instruction_sets, "The instruction sets usable on this machine, best first.");
   m.def("instruction_set", &fastinit::instruction_set, "The instruction set in use.");
   m.def("set_instruction_set", &fastinit::set_instruction_set, py::arg("name"),

@@ -111,8 +111,15 @@ std::vector<Piece> pieces(const std::vector<Fill>& fills, int threads, int64_t e
 
 }  // namespace
 
+// What helpers run.
+struct Shared {
+  virtual ~Shared() = default;
+  virtual void run() = 0;
+  int wanted = 0, running = 0;  // helpers that it could still use; that are at it
+};
+
 // What the threads at a batch share.
-struct Batch::Job {
+struct Batch::Job : Shared {
   Job(std::vector<Fill> all, int threads, bool fresh) : kernels(*chosen.load()->kernels), fills(std::move(all)) {
     int64_t elements = 0, bytes = 0;
     for (const Fill& fill : fills) {
@@ -132,7 +139,7 @@ struct Batch::Job {
   }
 
   // Takes pieces until there are no more.
-  void run() {
+  void run() override {
     const DefaultFloatingPoint guard;
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < work.size();) {
       const Piece& p = work[i];
@@ -146,14 +153,13 @@ struct Batch::Job {
   const Kernels& kernels;
   std::vector<Fill> fills;
   std::vector<Piece> work;
-  int wanted, running = 0;      // helpers that it could still use; that are at it
   char apart[64];               // what follows is written, what lies above only read
   std::atomic<size_t> next{0};  // of the work
 };
 
 // A persistent worker pool: to wake a thread takes a few microseconds, to start one tens, and on a
 // busy machine a new one may wait for milliseconds until it first runs, which the call would wait for too.
-class Batch::Helpers {
+class Helpers {
  public:
   // Those of this process: a child of fork() has none of its parent's threads, and may find its locks held. They are
   // never taken down, since they may be waiting when the process ends.
@@ -169,7 +175,7 @@ class Batch::Helpers {
   }
 
   // Lets helpers run the job too, as many as it wants.
-  void begin(Job& job) {
+  void begin(Shared& job) {
     const int count = job.wanted;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -180,7 +186,7 @@ class Batch::Helpers {
   }
 
   // Waits for those that are at it, not for those that have not begun: there is nothing left to do.
-  void end(Job& job) {
+  void end(Shared& job) {
     std::unique_lock<std::mutex> lock(mutex_);
     if (job.wanted > 0) jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));
     done_.wait(lock, [&] { return job.running == 0; });
@@ -203,7 +209,7 @@ class Batch::Helpers {
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
       wake_.wait(lock, [this] { return !jobs_.empty(); });
-      Job& job = *jobs_.front();
+      Shared& job = *jobs_.front();
       if (--job.wanted == 0) jobs_.pop_front();
       ++job.running;
       lock.unlock();
@@ -216,7 +222,7 @@ class Batch::Helpers {
   const pid_t process_ = getpid();
   std::mutex mutex_;
   std::condition_variable wake_, done_;
-  std::deque<Job*> jobs_;
+  std::deque<Shared*> jobs_;
   int threads_ = 0;
 };
 
@@ -247,6 +253,25 @@ void Batch::finish() {
 }
 
 Batch::~Batch() { finish(); }
+
+void in_parallel(int threads, size_t count, const std::function<void(size_t)>& call) {
+  struct Calls : Shared {
+    Calls(size_t count, const std::function<void(size_t)>& call) : count(count), call(call) {}
+    void run() override {
+      const DefaultFloatingPoint guard;
+      for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) call(i);
+    }
+    const size_t count;
+    const std::function<void(size_t)>& call;
+    std::atomic<size_t> next{0};
+  } calls(count, call);
+  calls.wanted = static_cast<int>(std::min(static_cast<size_t>(threads < 1 ? 1 : threads), count)) - 1;
+  if (calls.wanted <= 0) return calls.run();
+  Helpers& helpers = Helpers::here();
+  helpers.begin(calls);
+  calls.run();
+  helpers.end(calls);
+}
 
 void fill_here(const std::vector<Fill>& fills) {
   const DefaultFloatingPoint guard;

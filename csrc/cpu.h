@@ -1,7 +1,9 @@
 // The CPU backend's face: one batch of fills in, nothing out.
 #pragma once
+#include <stddef.h>
 #include <stdint.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -9,6 +11,8 @@
 #include "fill.h"
 
 namespace fastinit {
+
+class Helpers;  // the worker pool
 
 // Fills that are being run, on at most `threads` threads, whatever the shapes: others begin at once, so that the caller
 // can prepare the next batch meanwhile; the caller's thread joins in finish(), after which all is done.
@@ -23,13 +27,15 @@ class Batch {
 
  private:
   struct Job;
-  class Helpers;
   std::unique_ptr<Job> job_;
   Helpers* helpers_ = nullptr;
 };
 
 // A batch that is too small for any of that: on the caller's thread alone.
 void fill_here(const std::vector<Fill>& fills);
+
+// call(0), ..., call(count - 1), each once, on at most `threads` threads, this one among them. None may throw.
+void in_parallel(int threads, size_t count, const std::function<void(size_t)>& call);
 
 // Asks the system for huge pages where these fills will be the first to touch memory.
 void ask_for_huge_pages(const std::vector<Fill>& fills);

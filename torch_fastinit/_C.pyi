@@ -26,6 +26,25 @@ def cuda_error(device: int) -> str:
 def fill_cuda(fills: Iterable[Any], codes: dict[Any, int], device: int, stream: int) -> None:
     """Enqueue fills on a CUDA stream; RuntimeError, which names the cause, if CUDA refuses."""
 
+# A span is elements that lie next to one another: their address, how many there are, and the code of their dtype, a
+# floating-point one. ValueError for any other code.
+
+def statistics(
+    spans: list[tuple[int, int, int]], threads: int
+) -> list[tuple[int, float, float, float, float, int, int]]:
+    """Of each span: count, mean, sum of squared differences from the mean, least, largest, zeros, not finite.
+
+    Mean, squares and bounds are of the finite elements. The bits are the same on any number of threads.
+    """
+
+def histograms(
+    spans: list[tuple[int, int, int]], ranges: list[tuple[float, float]], bins: int, most: int, threads: int
+) -> list[list[int]]:
+    """Counts of finite elements by equal parts of each span's range, of about `most` elements, evenly spread.
+
+    What lies outside of the range is counted in the part nearest to it.
+    """
+
 def instruction_set() -> str:
     """The instruction set in use."""
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch_fastinit.mixture import mixture_
     from torch_fastinit.ops import Region
     from torch_fastinit.recording.context import deferred, is_deferred, skip_init
+    from torch_fastinit.reporting.reports import report
 
 __all__ = [
     "Region",
@@ -31,6 +32,7 @@ __all__ = [
     "pin_names",
     "plan",
     "random_bits_",
+    "report",
     "skip_init",
     "stream_id",
 ]
@@ -49,6 +51,7 @@ _LATER = {
     "mixture_": "mixture",
     "pin_names": "materializer",
     "plan": "materializer",
+    "report": "reporting.reports",
     "skip_init": "recording.context",
 }
 

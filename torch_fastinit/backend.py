@@ -248,3 +248,12 @@ def _described(device: torch.device) -> str:
     except RuntimeError as error:
         return f"none: {error}"
     return f"{provider.title} ({_C.instruction_set()})" if provider.name == "cpu" else provider.title
+
+
+def reasons() -> dict[str, dict[str, str]]:
+    """For each device of this machine, why each of the backends made for it cannot serve it; empty where it can."""
+    return {
+        str(device): {name: PROVIDERS[name].why_not(device) for name in DEVICES[kind]}
+        for kind in DEVICES
+        for device in _devices(kind)
+    }

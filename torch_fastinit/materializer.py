@@ -23,6 +23,7 @@ from torch_fastinit.ops import Region
 from torch_fastinit.planning.devices import DeviceOf, DeviceRule, devices_of
 from torch_fastinit.planning.draws import assign_draws, pin, taken_before, taking
 from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten
+from torch_fastinit.planning.promises import note
 from torch_fastinit.planning.report import Plan, rows
 from torch_fastinit.planning.rules import RuleSet, match
 from torch_fastinit.planning.tensors import Target, is_plain_meta, targets_of
@@ -149,7 +150,8 @@ def materialize(
     back = _surroundings()
     try:
         gc.disable()  # what is made here is no garbage, and looking for some would take as long as all the rest
-        _all_or_nothing(module, seed, options)
+        done = _all_or_nothing(module, seed, options)
+        note(module, *done, of_stream=replay is None)
     finally:
         try:  # twice, so that an interrupt of the one leaves the other
             back()
@@ -264,7 +266,7 @@ def initialize(
     if seed is not None:
         seed = to_signed(operator.index(seed))
     targets = targets_of(module)
-    initialize_in_place(targets, match(rules, module, targets), seed, names)
+    note(module, *initialize_in_place(targets, match(rules, module, targets), seed, names))
     return module
 
 
@@ -300,6 +302,10 @@ def pin_names(module: torch.nn.Module, *, names: Callable[[str], str] | None = N
     return module
 
 
+#: Tensors, and where the values of each came from.
+_Done = tuple[Sequence[Target], Sequence[Assignment]]
+
+
 @dataclass(slots=True)
 class _Options:
     """The arguments of `materialize`, but for the module and the seed."""
@@ -317,22 +323,23 @@ class _Options:
     progress: Progress
 
 
-def _all_or_nothing(module: torch.nn.Module, seed: int | None, options: _Options) -> None:
+def _all_or_nothing(module: torch.nn.Module, seed: int | None, options: _Options) -> _Done:
+    """What was materialised, and from what."""
     targets = targets_of(module)
     agreement = Agreement(targets, seed, replay=options.replay is not None, check=options.check)
     try:
         where = devices_of(options.device, module, targets)
         if not options.reset and options.init is None:
             _refuse_plain_meta(targets)
-            _materialize(targets, where, agreement, options)
-            return
+            return _materialize(targets, where, agreement, options)
         prepared = Preparation(module, targets, options.reset, options.init)
         try:
             targets = list(prepared.run(_one_device(where)))
             _refuse_plain_meta(targets)
-            _materialize(targets, where, agreement, options, prepared.keep)
+            done = _materialize(targets, where, agreement, options, prepared.keep)
             for call in prepared.keep:
                 call()
+            return done
         finally:
             try:  # twice, so that an interrupt of the one leaves the other
                 prepared.settle()
@@ -349,11 +356,11 @@ def _materialize(
     agreement: Agreement,
     options: _Options,
     kept: Sequence[Callable[[], object]] = (),
-) -> None:
+) -> _Done:
     """`kept` is called, without an interrupt in between, when the tensors are put in place."""
     targets = [target for target in targets if isinstance(target.tensor, Deferred)]
     if not targets:
-        return
+        return [], []
     deferred: list[Any] = [target.tensor for target in targets]
     with outside():
         draws = assign_draws(targets, options.names)
@@ -379,6 +386,7 @@ def _materialize(
         if options.replay is None:
             then += taking(draws, executor.seed)
         put_in_place([one.name for one in plan], deferred, reals, then, holders, agreement.after())
+    return targets, plan
 
 
 def _set_regions(targets: Sequence[Target], shards: Shards) -> None:

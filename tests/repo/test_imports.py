@@ -21,8 +21,9 @@ FLOORS = (
     ("execution",),
     ("eager", "dtensors"),
     ("init", "materializer", "mixture"),
-    ("like",),
+    ("like", "reporting"),
     ("__init__",),
+    ("commands", "__main__"),
 )
 FORBIDDEN = {
     "recording": ("planning", "init", "ops"),

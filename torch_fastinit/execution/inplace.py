@@ -77,8 +77,10 @@ class InPlaceExecutor(Executor):
 
 def initialize_in_place(
     targets: Sequence[Target], rules: Mapping[str, Rule], seed: int | None, names: Callable[[str], str] | None
-) -> None:
-    """Write what `rules` say to the real parameters among `targets`: all of them, or none."""
+) -> tuple[Sequence[Target], Sequence[Assignment]]:
+    """Write what `rules` say to the real parameters among `targets`: all of them, or none. What was written, from what.
+
+    It includes parameters that share memory with these."""
     ruled = [target for target in targets if (rule := rules.get(target.name)) and rule.value is not None]
     for target in ruled:
         _refuse(target, rules[target.name])
@@ -116,6 +118,7 @@ def initialize_in_place(
             deque(agreement.after(), maxlen=0)
             executor.write()
             increment_version([real.tensor for real in found if spec_of(real.tensor) is not None])
+            return planned, plan
     except BaseException as error:
         agreement.give_up(error)
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -42,6 +42,8 @@ class Row:
     local_shape: tuple[int, ...] | None = None
     placements: str = ""
     rule: str = ""
+    #: What the rest was read from, which `report` reads again.
+    assignment: Assignment | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +82,16 @@ class Plan:
         )
         shown = [(heading, text) for heading, text, there in columns if there]
         lines = [[heading for heading, _ in shown], *([text(row) for _, text in shown] for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        ]
-        table.insert(1, "  ".join("-" * width for width in widths))
-        table.append(f"{len(self.rows)} tensors, {self.nbytes:,} bytes; {self.share(random=False):.1%} in one pass")
-        return "\n".join(table)
+        total = f"{len(self.rows)} tensors, {self.nbytes:,} bytes; {self.share(random=False):.1%} in one pass"
+        return f"{table(lines)}\n{total}"
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as text; the first is the headings."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    rows.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(rows)
 
 
 def rows(
@@ -106,7 +111,7 @@ def rows(
             shape=one.shard.shape if one.shard else tuple(one.view.shape),
             dtype=one.dtype,
             device=one.device,
-            what=_describe(one),
+            what=describe(one),
             nbytes=0 if kept and not one.view.shape else one.nbytes,
             how=one.source.how,
             why=one.source.why,
@@ -116,6 +121,7 @@ def rows(
             local_shape=tuple(one.view.shape) if one.shard else None,
             placements=one.shard.placements if one.shard else "",
             rule="" if kept or rules is None else _key(rules.get(target.name)),
+            assignment=one,
         )
 
 
@@ -127,7 +133,8 @@ def _by(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _describe(one: Assignment) -> str:
+def describe(one: Assignment) -> str:
+    """What is written to a tensor, in words."""
     if isinstance(one.source, Filled):
         return ", then ".join(_describe_initializer(fill.initializer) for fill in one.source.fills)
     return {Zeros: "Constant(value=0)", Replayed: "recorded operations"}.get(type(one.source), "")

@@ -1,0 +1,387 @@
+"""Reports: nothing is flagged that is as promised, and everything that can be off is."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.fake_ranks import on_fake_ranks
+from support.sample_report import damaged_model, sample_model, save_sample
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+import torch_fastinit as fastinit
+from torch_fastinit.reporting.measured import Measured
+from torch_fastinit.reporting.reports import Report
+from torch_fastinit.reporting.verdict import _exponent
+
+N = 1 << 16
+
+
+def layer(init: Callable[[torch.Tensor], Any], shape: tuple[int, ...] = (256, 256), **options: Any) -> nn.Module:
+    """A module whose one parameter is initialised so."""
+    with fastinit.deferred():
+        module = nn.ParameterDict({"weight": nn.Parameter(torch.empty(shape))})
+        init(module["weight"])
+    return fastinit.materialize(module, **{"seed": 0, **options})
+
+
+def only(module: nn.Module, **options: Any) -> Measured:
+    (row,) = fastinit.report(module, **options).rows
+    return row
+
+
+# --- nothing that is as promised --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=str)
+def test_a_correct_model_is_never_flagged(dtype: torch.dtype | None) -> None:
+    """In 20 seeds: at the probability that is stated, in 1 of 50,000 runs of this test."""
+    for seed in range(20):
+        with fastinit.deferred():
+            model = nn.Sequential(
+                nn.Embedding(1000, 64, padding_idx=3),
+                nn.Linear(64, 256),
+                nn.LayerNorm(256),
+                nn.GRU(256, 32),
+                nn.Linear(5, 3),
+            )
+            nn.init.trunc_normal_(model[1].weight, std=0.02, a=-0.04, b=0.04)
+            nn.init.sparse_(model[4].weight, 0.3)
+        report = fastinit.report(fastinit.materialize(model, seed=seed, dtype=dtype))
+        assert report.flagged == ()
+        assert all(row.expected_std is not None for row in report.rows)
+
+
+INITIALISERS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "uniform": lambda w: nn.init.uniform_(w, -0.1, 0.1),
+    "normal": lambda w: nn.init.normal_(w, 0.5, 0.1),
+    "truncated": nn.init.trunc_normal_,
+    "tail": lambda w: nn.init.trunc_normal_(w, 0.0, 1.0, 5.0, math.inf),
+    "sparse": lambda w: nn.init.sparse_(w, 0.1),
+    "eye": nn.init.eye_,
+    "ones": nn.init.ones_,
+    "scaled": lambda w: w.data.normal_().mul_(0.02).add_(1),
+    "kaiming": nn.init.kaiming_normal_,
+    "partly zero": lambda w: (nn.init.normal_(w), w.data[5:9].zero_()),
+    "in two halves": lambda w: (w.data[:128].normal_(), w.data[128:].uniform_(-3, 1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("name", INITIALISERS)
+def test_what_is_written_is_as_promised(name: str, dtype: torch.dtype) -> None:
+    row = only(layer(INITIALISERS[name], dtype=dtype))
+    assert row.faults == ()
+    if row.expected_std is None:  # replayed: a draw in float32 that is scaled, then cast to float64
+        assert row.promise == "recorded operations" and dtype in (torch.float64, torch.float8_e5m2)
+        return
+    assert row.count == N
+    assert row.std == pytest.approx(row.expected_std, rel=0.03 if dtype.itemsize > 1 else 0.15)  # few values are not 1
+    assert row.expected_zeros is not None and row.zeros == pytest.approx(row.expected_zeros, rel=0.1, abs=300)
+
+
+def test_statistics_are_those_of_torch() -> None:
+    model = sample_model()
+    for row in fastinit.report(model).rows:
+        tensor = model.state_dict()[row.name].double()
+        assert (row.min, row.max, row.zeros) == (tensor.min(), tensor.max(), (tensor == 0).sum())
+        assert row.mean == pytest.approx(float(tensor.mean()), abs=1e-12)
+        assert row.std == pytest.approx(float(tensor.std(correction=0)), abs=1e-12)
+        assert row.histogram is not None and sum(row.histogram.counts) == row.count == tensor.numel()
+
+
+def test_a_complex_tensor_is_its_parts() -> None:
+    with fastinit.deferred():
+        module = nn.ParameterDict({"weight": nn.Parameter(torch.randn(100, 100, dtype=torch.complex64))})
+    row = only(fastinit.materialize(module, seed=0))
+    assert row.count == 20_000 and row.faults == () and row.expected_std == pytest.approx(math.sqrt(0.5), rel=1e-5)
+
+
+# --- what can be off --------------------------------------------------------------------------------------------------
+
+
+def changed(
+    change: Callable[[torch.Tensor], Any], init: Callable[[torch.Tensor], Any] = nn.init.normal_
+) -> tuple[str, ...]:
+    module = layer(init)
+    with torch.no_grad():
+        change(module.weight)
+    return only(module).faults
+
+
+@pytest.mark.parametrize("factor", [0.97, 1.03])
+@pytest.mark.parametrize("name", ["uniform", "truncated", "kaiming", "scaled"])
+def test_a_deviation_that_is_off_by_three_hundredths(name: str, factor: float) -> None:
+    about = 1 if name == "scaled" else 0
+    faults = changed(lambda w: w.sub_(about).mul_(factor).add_(about), INITIALISERS[name])
+    assert any(fault.startswith("deviation ") for fault in faults)
+
+
+@pytest.mark.parametrize("shift", [-0.03, 0.03])
+def test_a_mean_that_is_off(shift: float) -> None:
+    (fault,) = changed(lambda w: w.add_(shift))
+    assert fault.startswith("mean ") and fault.endswith(", not 0")
+
+
+def test_a_value_beyond_the_farthest_normal() -> None:
+    assert changed(lambda w: w[0, 0].fill_(6.7)) == ("maximum 6.7 above 6.66",)
+    assert changed(lambda w: w[0, 0].fill_(-6.7)) == ("minimum -6.7 below -6.66",)
+
+
+def test_a_value_beyond_a_bound() -> None:
+    assert changed(lambda w: w[0, 0].fill_(0.1001), INITIALISERS["uniform"]) == ("maximum 0.1001 above 0.1",)
+
+
+def test_extremes_that_are_too_near() -> None:
+    faults = changed(lambda w: w.clamp_(-2.5, 2.5))
+    assert "maximum 2.5, too near" in faults and "minimum -2.5, too near" in faults
+
+
+def test_zeros_that_nothing_promised() -> None:
+    assert changed(lambda w: w[0, :64].zero_()) == ("64 zeros, not 0",)
+    assert "0 zeros, not 6,656" in changed(lambda w: w.masked_fill_(w == 0, 0.01), INITIALISERS["sparse"])
+
+
+def test_values_that_are_not_finite() -> None:
+    assert changed(lambda w: w[3, :2].fill_(math.nan)) == ("2 not finite",)
+    assert changed(lambda w: w[3, 3].fill_(math.inf), nn.init.eye_) == ("1 not finite",)
+    module = nn.Linear(4, 4)  # with no promise
+    module.weight.data[0] = -math.inf
+    assert fastinit.report(module).flagged[0].faults == ("4 not finite",)
+
+
+def test_a_constant_that_is_another() -> None:
+    assert changed(lambda w: w[0, 0].fill_(2.0), nn.init.ones_)[0] == "maximum 2 above 1"
+    assert any("mean" in fault for fault in changed(lambda w: w.fill_(0.5), nn.init.ones_))
+    assert any("zeros" in fault for fault in changed(lambda w: w[3, 3].fill_(0.0), nn.init.eye_))
+
+
+def test_another_number_of_elements() -> None:
+    module = layer(nn.init.normal_)
+    module["weight"] = nn.Parameter(module["weight"].data[:8])
+    assert only(module).faults == ("2,048 elements, not 65,536",)
+
+
+def test_the_bound_is_bernsteins() -> None:
+    assert _exponent(0.0, 1.0, 1.0) == 0 and _exponent(1.0, 0.0, 0.0) == math.inf
+    assert _exponent(6.0, 4.0, 3.0) == pytest.approx(36 / 2 / (4 + 3 * 6 / 3))
+
+
+def test_the_probability_is_shared_among_the_tests() -> None:
+    """What one model shows at a level, a probability a thousand times smaller does not."""
+    module = layer(nn.init.normal_)
+    module.weight.data.mul_(1.02)
+    assert only(module, probability=1e-3).faults and not only(module, probability=1e-30).faults
+
+
+# --- what was promised ------------------------------------------------------------------------------------------------
+
+
+def test_parts_and_wholes_know_what_was_promised() -> None:
+    with fastinit.deferred():
+        model = nn.Sequential(nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 8))
+    fastinit.pin_names(model)
+    fastinit.materialize(model[0], seed=0)
+    fastinit.materialize(model, seed=0)
+    for part in (model, model[0], model[0][0], nn.Sequential(nn.Identity(), model)):
+        assert all(row.promise.startswith("Uniform") for row in fastinit.report(part).rows)
+
+
+def test_tied_tensors_have_one_row_whatever_part_is_asked_for() -> None:
+    with fastinit.deferred():
+        model = nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 16, bias=False))
+        model[1].weight = model[0].weight
+    fastinit.materialize(model, seed=0)
+    (row,) = fastinit.report(model).rows
+    assert row.tied == ("1.weight",) and only(model[1]).promise == row.promise == "Normal(mean=0, std=1)"
+
+
+def test_a_plan_promises_for_a_model_that_was_built_eagerly() -> None:
+    torch.manual_seed(0)
+    with fastinit.deferred():
+        twin = nn.Linear(256, 256)
+    plan = pickle.loads(pickle.dumps(fastinit.plan(twin)))
+    model = nn.Linear(256, 256)
+    assert fastinit.report(model).rows[0].expected_std is None
+    report = fastinit.report(model, plan=plan)
+    assert report.flagged == () and report.rows[0].expected_std == pytest.approx(1 / 16 / math.sqrt(3), rel=1e-5)
+    model.weight.data.mul_(1.03)
+    assert fastinit.report(model, plan=plan).flagged == fastinit.report(model, plan=plan).rows[:1]
+
+
+def test_rules_and_initialize_promise_too() -> None:
+    model = fastinit.materialize(fastinit.skip_init(nn.Linear, 64, 64), seed=0, init={"weight": nn.init.xavier_normal_})
+    assert [row.promise for row in fastinit.report(model).rows] == [
+        "Normal(mean=0, std=0.125)",
+        "Uniform(a=-0.125, b=0.125)",
+    ]
+    fastinit.initialize(model, {"bias": 1}, seed=0)
+    assert fastinit.report(model).rows[1].promise == "Constant(value=1)" and not fastinit.report(model).flagged
+
+
+def test_the_normals_of_torch_reach_further() -> None:
+    with fastinit.deferred():
+        module = nn.ParameterDict({"weight": nn.Parameter(torch.randn(64, 64))})
+    fastinit.materialize(module, replay="torch")
+    module.weight.data[0, 0] = 6.7
+    assert only(module).faults == ()
+
+
+def test_what_is_replayed_has_no_promise() -> None:
+    row = only(layer(nn.init.orthogonal_))
+    assert (row.promise, row.expected_std, row.faults) == ("recorded operations", None, ())
+
+
+def test_a_note_does_not_keep_a_module() -> None:
+    import gc
+    import weakref
+
+    module = layer(nn.init.normal_)
+    dead = weakref.ref(module)
+    del module
+    gc.collect()
+    assert dead() is None
+
+
+# --- what has no values -----------------------------------------------------------------------------------------------
+
+
+def test_a_deferred_model_is_refused() -> None:
+    with fastinit.deferred():
+        model = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match=r"'weight', 'bias': deferred.*call fastinit.materialize"):
+        fastinit.report(model)
+    with torch.device("meta"):
+        model = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match=r"'weight', 'bias': on the meta device.*materialize"):
+        fastinit.report(model)
+
+
+def test_the_default_device_does_not_matter() -> None:
+    module = layer(nn.init.normal_)
+    with torch.device("meta"):
+        row = only(module)
+    assert row.faults == () and row.expected_std == pytest.approx(1, rel=1e-5)
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(TypeError, match=r"takes a torch\.nn\.Module, not int"):
+        fastinit.report(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="plan must be"):
+        fastinit.report(nn.Linear(2, 2), plan={})  # type: ignore[arg-type]
+    for probability in (0, 1, -1.0, math.nan):
+        with pytest.raises(ValueError, match="probability must be between"):
+            fastinit.report(nn.Linear(2, 2), probability=probability)
+
+
+def test_what_cannot_be_read_has_a_note() -> None:
+    model = nn.ParameterDict({"empty": nn.Parameter(torch.empty(0, 3))})
+    model.register_buffer("sparse", torch.eye(3).to_sparse())
+    model.lazy = nn.LazyLinear(3, bias=False)  # type: ignore[assignment]
+    notes = {row.name: (row.note, row.count, row.faults) for row in fastinit.report(model).rows}
+    assert notes == {
+        "empty": ("", 0, ()),
+        "lazy.weight": ("no shape yet", 0, ()),
+        "sparse": ("its layout is sparse_coo", 0, ()),
+    }
+
+
+# --- how it is shown --------------------------------------------------------------------------------------------------
+
+
+def test_it_prints_as_a_table() -> None:
+    text = str(fastinit.report(damaged_model()))
+    lines = text.splitlines()
+    assert lines[0].split()[:4] == ["name", "shape", "dtype", "mean"]
+    assert any("deviation" in line for line in lines if line.startswith("block.linear1.weight "))
+    assert lines[-1].endswith("3 flagged (a model as promised: probability at most 1e-06)")
+
+
+class Page(HTMLParser):
+    """The tags and texts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.names: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "td" and dict(attrs).get("data-h") == "name":
+            self.names.append("")
+        if tag not in ("meta", "input", "wbr", "path"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] == ["td"] and self.names and not self.names[-1].endswith("\n"):
+            self.names[-1] += data
+
+    def rows(self) -> int:
+        return sum(tag == "tr" for tag, _ in self.tags) - 1
+
+
+def test_the_page_is_whole(tmp_path: Path) -> None:
+    text = save_sample(tmp_path).read_text()
+    report = fastinit.report(damaged_model())
+    page = Page(text)
+    assert page.open == [] and page.rows() == len(report.rows)
+    for row in report.rows:
+        assert f">{row.name.replace('.', '.<wbr>')}<" in text
+    histograms = [row.histogram for row in report.rows if row.histogram]
+    assert sum(tag == "svg" for tag, _ in page.tags) == len(histograms) == len(report.rows)
+    assert text.count('class="promised"') == sum(bool(one.expected) for one in histograms)
+    assert sum(tag == "tr" and attrs.get("class") == "off" for tag, attrs in page.tags) == 3
+
+
+def test_the_page_asks_for_nothing(tmp_path: Path) -> None:
+    text = save_sample(tmp_path).read_text()
+    links = {"src", "href", "srcset", "action", "data", "xlink:href"}
+    assert not [attrs for _, attrs in Page(text).tags if links & attrs.keys()]
+    assert not [word for word in ("http:", "https:", "//", "url(", "@import", "fetch(", "import(") if word in text]
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    model = nn.Module()
+    model.register_parameter("<b>&", nn.Parameter(torch.zeros(2)))
+    report = fastinit.report(model)
+    report.save(tmp_path / "page.html")
+    for text in (report._repr_html_(), (tmp_path / "page.html").read_text()):
+        assert "<b>&<" not in text and "&lt;b&gt;&amp;" in text
+
+
+def test_a_notebook_shows_a_table() -> None:
+    report: Report = fastinit.report(damaged_model())
+    text = report._repr_html_()
+    assert Page(text).open == [] and all(row.name in text for row in report.rows)
+    assert "<b>block.linear1.weight</b>" in text and "<b>head.weight</b>" not in text
+
+
+def test_a_dtensors_part_is_reported() -> None:
+    def weight(mesh: DeviceMesh) -> Measured:
+        with fastinit.deferred():
+            model = nn.Linear(64, 256)
+        parallelize_module(model, mesh, ColwiseParallel())
+        fastinit.materialize(model, seed=0, check=False)
+        return fastinit.report(model).rows[0]
+
+    row = on_fake_ranks((4,), weight, ranks=[1])[1]
+    assert (row.name, row.shape, row.count) == ("weight", (256, 64), 64 * 64)
+    assert row.note == "this rank's part: 64x64"
+    assert row.promise.startswith("Uniform") and row.faults == ()

@@ -1,0 +1,142 @@
+"""From what was written to a tensor to what its statistics are expected to be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from torch_fastinit.initializers import Constant, Dirac, Eye, Initializer, Normal, Sparse
+from torch_fastinit.ops import Fill, fill
+from torch_fastinit.planning.fills import PlannedFill
+from torch_fastinit.planning.planner import Assignment, Filled, Zeros
+from torch_fastinit.recording.memory import View
+from torch_fastinit.reporting.laws import FARTHEST, FARTHEST_64, Law, law_of, point
+
+#: So many values, each of a law.
+Part = tuple[Law, int]
+
+
+@dataclass(slots=True)
+class Expected:
+    """What a tensor's statistics are expected to be: those of independent values, `count` of them in all.
+
+    A value's mean is `mean`; `variance` is that of the values about it, and so that of a value picked at random.
+    """
+
+    parts: Sequence[Part]
+    count: int
+    mean: float
+    variance: float
+    zeros: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(parts: Sequence[Part]) -> Expected:
+        count = sum(n for _, n in parts)
+        mean = sum(law.mean * n for law, n in parts) / count
+        variance = sum((law.variance + (law.mean - mean) ** 2) * n for law, n in parts) / count
+        return Expected(
+            parts,
+            count,
+            mean,
+            variance,
+            sum(law.zero * n for law, n in parts),
+            min(law.low for law, _ in parts),
+            max(law.high for law, _ in parts),
+        )
+
+    @property
+    def std(self) -> float:
+        return math.sqrt(self.variance)
+
+    def shares(self, low: float, high: float, parts: int) -> list[float]:
+        """The expected share of the values in each of equal parts of [low, high], the ends with all outside."""
+        if len(self.parts) == 1:
+            return self.parts[0][0].shares(low, high, parts)
+        of_parts = [(law.shares(low, high, parts), n / self.count) for law, n in self.parts]
+        return [sum(shares[i] * weight for shares, weight in of_parts) for i in range(parts)]
+
+
+def expected(one: Assignment, of_stream: bool) -> Expected | None:
+    """What the tensor of `one` is expected to be like; None where nothing says so: what is replayed, copied, kept."""
+    numel = math.prod(one.view.shape)
+    if numel == 0:
+        return None
+    if isinstance(one.source, Zeros):
+        return Expected.of([(point(0.0), numel * (1 + one.dtype.is_complex))])
+    if not isinstance(one.source, Filled) or not one.source.fills:
+        return None
+    counts = _counts(one.source.fills, one.view)
+    parts: list[Part] = []
+    for planned, count in zip(one.source.fills, counts or (), strict=False):
+        some = _parts(planned, count, one.dtype, of_stream) if count else ()
+        if some is None:
+            return None
+        parts += some
+    return Expected.of(parts) if parts else None
+
+
+def _counts(fills: Sequence[PlannedFill], view: View) -> list[int] | None:
+    """How many of a tensor's elements each of its fills wrote last; None if some were written by none."""
+    if len(fills) == 1 and _place(fills[0].view) == _place(view):
+        return [math.prod(view.shape)]
+    views = [view, *(one.view for one in fills)]
+    if len({one.dtype.itemsize for one in views[1:]}) > 1 or len(fills) > 127:
+        return None
+    start = min(one.offset for one in views)
+    last = torch.zeros(max(_end(one) for one in views) - start, dtype=torch.int8, device="cpu")
+    for number, one in enumerate(fills, 1):
+        last.as_strided(one.view.shape, one.view.stride, one.view.offset - start).fill_(number)
+    seen = last.as_strided(view.shape, view.stride, view.offset - start)
+    counts = [int((seen == number).sum()) for number in range(len(fills) + 1)]
+    return None if counts[0] else counts[1:]
+
+
+def _place(view: View) -> tuple[object, ...]:
+    return view.shape, view.stride, view.offset
+
+
+def _end(view: View) -> int:
+    if 0 in view.shape:
+        return view.offset
+    return view.offset + 1 + sum((n - 1) * step for n, step in zip(view.shape, view.stride, strict=True))
+
+
+def _parts(planned: PlannedFill, count: int, dtype: torch.dtype, of_stream: bool) -> Sequence[Part] | None:
+    """What the laws of `count` elements are that a fill wrote. Of a complex dtype, twice as many real ones."""
+    initializer = planned.initializer
+    whole = count == math.prod(planned.view.shape)
+    if isinstance(initializer, Constant):
+        number = torch.empty(1, dtype=dtype, device="cpu").fill_(initializer.value)
+        values = torch.view_as_real(number).flatten() if dtype.is_complex else number
+        return [(point(value), count) for value in values.double().tolist()]
+    if isinstance(initializer, (Eye, Dirac)):
+        if not whole or dtype.is_complex:
+            return None
+        made = Fill(torch.empty(planned.view.shape, dtype=torch.float32, device="cpu"), initializer, region=planned.box)
+        fill([made])
+        ones = int(made.tensor.count_nonzero())
+        return [(law, n) for law, n in ((point(1.0), ones), (point(0.0), count - ones)) if n]
+    if isinstance(initializer, Sparse):
+        if not whole or dtype.is_complex or planned.box is not None:
+            return None
+        rows, columns = planned.view.shape
+        zeros = min(rows, math.ceil(initializer.sparsity * rows)) * columns
+        law = _law(Normal(0.0, initializer.std), dtype, of_stream)
+        return None if law is None else [(part, n) for part, n in ((point(0.0), zeros), (law, count - zeros)) if n]
+    if dtype.is_complex:
+        initializer = initializer.component() if isinstance(initializer, Normal) else initializer
+        dtype, count = dtype.to_real(), 2 * count
+    law = _law(initializer, dtype, of_stream)
+    return None if law is None else [(law, count)]
+
+
+def _law(initializer: Initializer, dtype: torch.dtype, of_stream: bool) -> Law | None:
+    """torch's own normals may lie as far out as any in float64."""
+    if not dtype.is_floating_point:
+        return None
+    return law_of(initializer, dtype, FARTHEST if of_stream and dtype is not torch.float64 else FARTHEST_64)

@@ -1,0 +1,80 @@
+"""What is off: whether statistics are what is expected, at a stated probability of saying so of a model that is right.
+
+No test assumes that a sum is normal. Bernstein's inequality bounds the probability that a sum of `n` independent values
+is `t` or more from its mean, whatever `n`, by `exp(-t**2 / 2 / (V + b t / 3))`, where `V` is the sum of their variances
+and no value is more than `b` from its mean on that side. (Boucheron, Lugosi, Massart, Concentration Inequalities, 2013,
+section 2.8.) It is applied to the values, to their squares and to whether they are zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from torch_fastinit.reporting.laws import Law
+from torch_fastinit.reporting.memory import Statistics
+from torch_fastinit.reporting.promises import Expected
+
+#: The one-sided tests of a tensor: mean, deviation, zeros, and extremes that are too near.
+TESTS = 8
+#: What a law's own arithmetic may be off by: of the deviation, for a mean; of the variance; of the share of zeros. And
+#: the zeros that a grid of 24 bits may add, as a share of all values.
+_MEAN, _VARIANCE, _ZEROS, _GRID = 1e-5, 1e-5, 1e-3, 2.0**-22
+
+
+def faults(found: Statistics, expected: Expected | None, level: float) -> Iterator[str]:
+    """What is off, in words; `level` is the probability of each test's failing by chance."""
+    if found.nonfinite:
+        yield f"{found.nonfinite:,} not finite"
+    if expected is None:
+        return
+    if found.count != expected.count:
+        yield f"{found.count:,} elements, not {expected.count:,}"
+        return
+    if found.min < expected.low:
+        yield f"minimum {found.min:.4g} below {expected.low:.4g}"
+    if found.max > expected.high:
+        yield f"maximum {found.max:.4g} above {expected.high:.4g}"
+    if found.nonfinite:
+        return
+    n, limit = found.count, -math.log(level)
+    mean, std = expected.mean, expected.std
+    spread = sum(law.variance * count for law, count in expected.parts)
+    away = n * (found.mean - mean)
+    reach = max(law.high - law.mean if away > 0 else law.mean - law.low for law, _ in expected.parts)
+    if _exponent(abs(away) - n * (_MEAN * std + 1e-9 * abs(mean)), spread, reach) > limit:
+        yield f"mean {found.mean:.4g}, not {mean:.4g}"
+    squares = found.squares + n * (found.mean - mean) ** 2
+    of_parts = [(law, *law.squares(mean), count) for law, count in expected.parts]
+    away = squares - n * expected.variance
+    reach = max(_reach(law, mean, average, up=away > 0) for law, average, _, _ in of_parts)
+    spread = sum(variance * count for _, _, variance, count in of_parts)
+    rounding = n * (_VARIANCE * expected.variance + 1e-12 * mean**2)
+    if _exponent(abs(away) - rounding, spread, reach) > limit:
+        yield f"deviation {math.sqrt(squares / n):.4g}, not {std:.4g}"
+    away = found.zeros - expected.zeros
+    random = [(law.zero, count) for law, count in expected.parts if law.variance > 0]
+    spread = sum(max(zero, _GRID) * (1 - zero) * count for zero, count in random)
+    rounding = sum((_ZEROS * zero + _GRID) * count for zero, count in random)
+    if _exponent(abs(away) - rounding, spread, 1.0 if random else 0.0) > limit:
+        yield f"{found.zeros:,} zeros, not {expected.zeros:,.0f}"
+    if -sum(count * math.log(max(law.up_to(found.max), 1e-300)) for law, count in expected.parts) > limit:
+        yield f"maximum {found.max:.4g}, too near"
+    if -sum(count * math.log(max(law.from_(found.min), 1e-300)) for law, count in expected.parts) > limit:
+        yield f"minimum {found.min:.4g}, too near"
+
+
+def _reach(law: Law, centre: float, average: float, *, up: bool) -> float:
+    """How far above, or below, its average `(x - centre)**2` may be."""
+    ends = (law.low - centre) ** 2, (law.high - centre) ** 2
+    if up:
+        return max(ends) - average
+    return average - (0.0 if law.low <= centre <= law.high else min(ends))
+
+
+def _exponent(away: float, spread: float, reach: float) -> float:
+    """Minus the logarithm of Bernstein's bound."""
+    if away <= 0:
+        return 0.0
+    scale = spread + reach * away / 3
+    return away * away / 2 / scale if scale > 0 else math.inf
