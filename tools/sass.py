@@ -169,8 +169,8 @@ def kind_of(way: list[Instruction]) -> tuple[str, str] | None:
         name = "uniform" if clamps == 2 else "mixture"  # which has no lower bound
     else:
         name = "truncated_normal" if fmas < 22.5 else "truncated_normal with tails"
-    # Rows with gaps between them: the place in a row is compared with its length, without a sign. (Whether a pointer has
-    # come to the end of a mixture's components is NE.)
+    # Rows with gaps between them: the place in a row is compared with its length, without a sign. (NE says whether a
+    # pointer has come to the end of a mixture's components.)
     in_columns = any(re.match(r"ISETP\.(?!NE).*\.U32", i.words[0]) for i in way)
     return name + (", columns" if in_columns else ""), dtype
 
