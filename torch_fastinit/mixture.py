@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_fastinit import eager
-from torch_fastinit._torch import is_alias_of
+from torch_fastinit._torch import TorchDispatchMode, is_alias_of
 from torch_fastinit.codes import MAX_COMPONENTS
 from torch_fastinit.initializers import Constant, Initializer, Mixture, Normal, Uniform
 from torch_fastinit.ops import Fill, constant_words, ready
