@@ -116,7 +116,7 @@ def test_a_mixture(dtype: torch.dtype) -> None:
     assert law is not None
     assert law.mean == pytest.approx(0.25 * -7.5 + 0.25 * 6.0, abs=8 * torch.finfo(dtype).eps * 0.02 + 2e-3)
     assert law.variance == pytest.approx(0.25 * (25 / 12 + 7.5**2) + 0.25 * (1 + 6.0**2) - law.mean**2, rel=0.01)
-    assert law.zero == 0.5
+    assert law.zero == pytest.approx(0.5)
     assert law.low == -10.0
     assert law.high >= 6.0 + 6.5
     assert law_of(Mixture(((1.0, Normal(0.0, math.inf)),)), dtype, FARTHEST) is None
