@@ -318,6 +318,21 @@ def test_digests_say_nothing_of_one_process() -> None:
     assert all(one == lines[0] for lines in found.values() for one in lines)
 
 
+def test_a_digest_has_the_numbers_of_a_fill_that_is_replayed() -> None:
+    found = []
+    for bound in (1.0, 2.0):
+        with fastinit.deferred(), torch.no_grad():
+            module = nn.Module()
+            module.weight = nn.Parameter(torch.empty(4, 4))
+            fastinit.init.uniform_(module.weight, -bound, bound)
+            module.weight.abs_()
+        (target,) = targets_of(module)
+        draws = assign_draws([target])
+        planner = Planner(draws)
+        found.append(lines_of(target, planner.plan([target])[0], planner, draws))
+    assert found[0] != found[1]
+
+
 # ---- Failures -------------------------------------------------------------------------------------------------------
 
 
