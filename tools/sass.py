@@ -367,7 +367,7 @@ def check_wheel(path: Path) -> int:
     named = re.search(r"^CUDA_ARCHITECTURES = (.*)$", (ROOT / "setup.py").read_text(), re.MULTILINE)
     assert named is not None
     with zipfile.ZipFile(path) as wheel, tempfile.TemporaryDirectory() as folder:
-        (library,) = (name for name in wheel.namelist() if Path(name).name.startswith("_C."))
+        (library,) = (name for name in wheel.namelist() if Path(name).match("_C.*.so"))
         found = misfits(Path(wheel.extract(library, folder)), set(ast.literal_eval(named[1])))
     print("\n".join(found) or f"{path.name}: CUDA kernels for {named[1]}, none of which spills")
     return bool(found)

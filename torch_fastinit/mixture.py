@@ -156,9 +156,20 @@ class _Asked(TorchDispatchMode):
         ours = [t for t in tensors if isinstance(t, Tensor) and is_alias_of(t, self._tensor)]
         if not ours:
             return func(*args, **kwargs)
-        whole = ours[0].numel() == self._tensor.numel() and kwargs.get("generator") is None
+        whole = _is_whole(ours[0], self._tensor) and kwargs.get("generator") is None
         self.writes.append(_LAWS[func](*args[1:], **kwargs) if whole and func in _LAWS else None)
         return args[0] if func._schema.returns else None
+
+
+def _is_whole(view: Tensor, tensor: Tensor) -> bool:
+    """Whether a view of a contiguous tensor has each of its elements once."""
+    steps = sorted((step, size) for step, size in zip(view.stride(), view.shape, strict=True) if size != 1)
+    reach = 1
+    for step, size in steps:
+        if step != reach:
+            return False
+        reach *= size
+    return view.dtype is tensor.dtype and view.numel() == tensor.numel()
 
 
 def _filled(kind: int, params: list[float], generator: None = None) -> Initializer | None:

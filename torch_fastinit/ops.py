@@ -20,6 +20,7 @@ is the whole tensor. `params` has the parameters and then one operand for each s
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -95,6 +96,12 @@ class Fill:
 EAGER_SECOND = draw_stream(0, 1)
 
 
+def constant_of(constant: Constant, tensor: torch.Tensor, region: Region | None) -> Pattern:
+    """The bit pattern of an element of `tensor`, which is that part of another one."""
+    shape = tensor.shape if region is None else region.shape
+    return Pattern(constant_words(constant.value, tensor.dtype, alone=math.prod(shape) == 1))
+
+
 def ready(fill: Fill) -> Fill:
     """`fill` as the backends take it: a constant as its bit pattern, a complex tensor as pairs of reals.
 
@@ -102,7 +109,7 @@ def ready(fill: Fill) -> Fill:
     """
     tensor, initializer, region = fill.tensor, fill.initializer, fill.region
     if isinstance(initializer, Constant):
-        return replace(fill, initializer=Pattern(constant_words(initializer.value, tensor.dtype)))
+        return replace(fill, initializer=constant_of(initializer, tensor, region))
     if initializer.draws == 2 and fill.second is None:
         fill = replace(fill, second=draw_stream(fill.stream, 1))
     if tensor.dtype in RANDOM_DTYPES or initializer.kind is Kind.CONSTANT:
@@ -122,15 +129,18 @@ def ready(fill: Fill) -> Fill:
 
 
 @functools.lru_cache(maxsize=4096)
-def _constant_words(value: complex | float | int | bool, dtype: torch.dtype, _key: str) -> tuple[int, int]:
-    item = torch.empty((), dtype=dtype, device="cpu").fill_(value)
+def _constant_words(value: complex | float | int | bool, dtype: torch.dtype, count: int, _key: str) -> tuple[int, int]:
+    item = torch.empty(count, dtype=dtype, device="cpu").fill_(value)[0]
     raw = bytes(item.reshape(1).view(torch.uint8).tolist()).ljust(16, b"\0")
     return int.from_bytes(raw[:8], "little", signed=True), int.from_bytes(raw[8:], "little", signed=True)
 
 
-def constant_words(value: complex | float | int | bool, dtype: torch.dtype) -> tuple[int, int]:
-    """The bit pattern of `value` in `dtype`, as `Tensor.fill_` converts it, padded to 16 bytes."""
-    return _constant_words(value, dtype, repr(value))  # repr: 0.0 == -0.0 == False, and nan != nan
+def constant_words(value: complex | float | int | bool, dtype: torch.dtype, *, alone: bool = False) -> tuple[int, int]:
+    """The bit pattern of `value` in `dtype`, as `Tensor.fill_` converts it, padded to 16 bytes.
+
+    What is too large for a narrow dtype is infinite in a tensor of one element, which is `alone`, and else an error.
+    """
+    return _constant_words(value, dtype, 1 if alone else 2, repr(value))  # repr: 0.0 == -0.0 == False, and nan != nan
 
 
 # ---- A batch as the op carries it -----------------------------------------------------------------------------------

@@ -219,9 +219,10 @@ def test_an_error_of_writing_is_raised() -> None:
     [
         (["none"], "invalid choice"),
         (["plan", "none"], "there is no file 'none', and a callable is named as in"),
-        (["words", "--names", "0"], "0 is not 1 or more"),
+        (["words", "--names", "0"], "'0' is not a whole number, 1 or more"),
         (["words", "--names", "2", "--seeds", "2"], "not allowed with"),
-        (["bench", "--seconds", "soon"], "invalid"),
+        (["bench", "--seconds", "soon"], "'soon' is not a whole number"),
+        (["--json", "plan", "none:none"], "plan has no JSON"),
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

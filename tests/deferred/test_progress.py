@@ -108,3 +108,12 @@ def test_an_interrupt_closes_the_bar(stderr: io.StringIO, monkeypatch: pytest.Mo
 def test_another_word() -> None:
     with pytest.raises(TypeError, match="progress must be None, True or False, not 'bar'"):
         fastinit.materialize(build(), progress="bar")
+
+
+@pytest.mark.parametrize("what", ["no isatty", "closed", "none"])
+def test_a_standard_error_that_is_no_file(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    stream = {"no isatty": types.SimpleNamespace(write=len, flush=list), "closed": closed, "none": None}[what]
+    monkeypatch.setattr(progress, "sys", types.SimpleNamespace(stderr=stream))
+    assert not fastinit.is_deferred(fastinit.materialize(build(), seed=0))

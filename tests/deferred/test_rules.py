@@ -451,3 +451,42 @@ def test_ten_thousand_parameters_and_fifty_rules() -> None:
             fastinit.plan(model, init=rules if ruled else None)
             times[ruled].append(time.process_time() - start)
     assert min(times[True]) <= 2.5 * min(times[False]), times
+
+
+def test_initialize_writes_all_or_nothing() -> None:
+    """What only a dtype or a layout refuses is found before anything is written, and named."""
+    spread = nn.ParameterDict({"a": nn.Parameter(torch.ones(4)), "b": nn.Parameter(torch.zeros(1).expand(4))})
+    large = nn.ParameterDict({"a": nn.Parameter(torch.ones(4)), "b": nn.Parameter(torch.ones(4))})
+    sparse = nn.ParameterDict({"a": nn.Parameter(torch.ones(4)), "b": nn.Parameter(torch.eye(4).to_sparse())})
+
+    def replaced(p: torch.Tensor) -> None:
+        p.data = torch.full((4,), 7.0)
+
+    for module, rule, words in (
+        (spread, 3, "'b' cannot be written: some of its elements are one place in memory"),
+        (large, 1e39, "'b'.*without overflow"),
+        (sparse, 3, "'b' could not be initialised by init\\['b'\\]: it is sparse"),
+        (large, replaced, "'b' could not be initialised .*: it gives the parameter other memory"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            fastinit.initialize(module, {"a": init.normal_, "b": rule}, seed=0)
+        assert torch.equal(module["a"], torch.ones(4))
+    fastinit.initialize(sparse, {"a": 0}, seed=0)
+    assert not sparse["a"].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn], ids=str)
+def test_a_number_that_the_dtype_cannot_hold(dtype: torch.dtype) -> None:
+    with pytest.raises(RuntimeError, match="without overflow"):
+        torch.zeros(2, dtype=dtype).fill_(70000)
+    with fastinit.deferred():
+        module = nn.Module()
+        module.weight = nn.Parameter(torch.full((2,), 70000, dtype=dtype))
+    with pytest.raises(RuntimeError, match=r"'weight' .* could not be materialised: .*without overflow"):
+        fastinit.materialize(module, seed=0)
+    with pytest.raises(RuntimeError, match=r"'weight' .*without overflow"):
+        fastinit.initialize(nn.Linear(2, 2).to(dtype), {"weight": 70000})
+    with fastinit.deferred():
+        one = nn.Module()
+        one.register_buffer("scale", torch.zeros((), dtype=torch.float16).fill_(70000))
+    assert fastinit.materialize(one, seed=0).scale == float("inf")  # as torch says of one element

@@ -273,3 +273,22 @@ def test_what_follows_a_mixture_is_replayed() -> None:
     plain = deferred(partial(fastinit.mixture_, components=D2L))
     a, b = (fastinit.materialize(m, seed=11).weight for m in (module, plain))
     assert torch.equal(a, b * 0.5)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        lambda t: t.view(torch.int32).fill_(5),
+        lambda t: t[:1].expand(4).fill_(5),
+        lambda t: t.as_strided((4, 1), (0, 1)).normal_(),
+    ],
+    ids="dtype expanded overlapping".split(),
+)
+def test_what_is_not_the_whole_tensor_once(law: Any) -> None:
+    with pytest.raises(RuntimeError, match=r"components\[0\].*is not one uniform, normal or constant fill of"):
+        fastinit.mixture_(torch.empty(4), [(1, law)])
+
+
+def test_a_constant_that_the_dtype_cannot_hold() -> None:
+    with pytest.raises(RuntimeError, match=r"components\[0\]: .*without overflow"):
+        fastinit.mixture_(torch.empty(2, dtype=torch.float16), [(1, 70000)])

@@ -385,3 +385,29 @@ def test_a_dtensors_part_is_reported() -> None:
     assert (row.name, row.shape, row.count) == ("weight", (256, 64), 64 * 64)
     assert row.note == "this rank's part: 64x64"
     assert row.promise.startswith("Uniform") and row.faults == ()
+
+
+def test_complex_tensors_and_views_of_other_dtypes() -> None:
+    with fastinit.deferred():
+        module = nn.ParameterDict({"weight": nn.Parameter(torch.empty(128, 128, dtype=torch.complex64))})
+        fastinit.init.normal_(module["weight"])
+        module.register_buffer("words", torch.empty(40, 40))
+        module.words.view(torch.int32).fill_(0x3F800000)
+    fastinit.materialize(module, seed=0)
+    assert not fastinit.report(module).flagged
+    module["weight"].data.mul_(2**-0.5)
+    assert [row.name for row in fastinit.report(module).flagged] == ["weight"]
+
+
+def test_nothing_is_promised_of_what_was_cast_or_repeated() -> None:
+    module = layer(lambda w: torch.nn.init.uniform_(w, -0.03608, 0.03608)).bfloat16()
+    assert not fastinit.report(module).flagged
+    with fastinit.deferred():
+        spread = nn.Module()
+        spread.register_buffer("rows", torch.randn(1, 64).expand(256, 64))
+    assert not fastinit.report(fastinit.materialize(spread, seed=0)).flagged
+    for dtype in (torch.float32, torch.bfloat16):
+        assert not fastinit.report(layer(lambda w: w.data.normal_().mul_(0), dtype=dtype)).flagged
+    with fastinit.deferred():
+        linear = nn.Linear(64, 64, dtype=torch.bfloat16)
+    assert not fastinit.report(fastinit.materialize(linear, replay="torch")).flagged

@@ -17,14 +17,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0, or 1 if it failed. (Wrong usage exits with 2.)"""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if sys.stdout is None:
+        print(f"{PROGRAM}: error: standard output is closed", file=sys.stderr)
+        return 1
+    if options.json and options.command in ("plan", "words"):
+        parser.error(f"--json goes without a command, or with bench: {options.command} has no JSON")
     try:
         _run(options, parser)
         sys.stdout.flush()
     except CommandError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # nobody reads any more, and nobody is to be told so when Python flushes at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"{PROGRAM}: error: standard output: {error.strerror or error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python flushes what is left
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0
@@ -69,10 +78,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
+    return int(text)
 
 
 def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ def plan_of(named: str) -> str:
         return str(fastinit.plan(model))
     except CommandError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CommandError(f"{named} could not be built: {type(error).__name__}: {error}") from error
 
 
@@ -35,7 +35,7 @@ def _called(named: str) -> Callable[[], Any]:
     sys.path.insert(0, os.getcwd())
     try:
         found = importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CommandError(f"{module} could not be imported: {type(error).__name__}: {error}") from error
     for name in path.split("."):
         if not hasattr(found, name):

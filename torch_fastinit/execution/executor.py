@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 
 from torch_fastinit.execution.progress import Progress
-from torch_fastinit.initializers import Initializer, Normal
-from torch_fastinit.ops import Fill, fill
+from torch_fastinit.initializers import Constant, Initializer, Normal
+from torch_fastinit.ops import Fill, constant_of, fill
 from torch_fastinit.orthogonal import COMPUTED_IN, haar, shape_of_normals, write_orthogonal
 from torch_fastinit.planning.fills import Draw, PlannedFill
 from torch_fastinit.planning.planner import Assignment, Copied, Filled, Replayed, Shared, Zeros
@@ -170,7 +170,10 @@ class Executor:
         if not same or real.is_conj() or real.is_neg():
             part = torch.empty(0, dtype=view.dtype, device=real.device)
             real = part.set_(real.untyped_storage(), view.offset, view.shape, view.stride)
-        bound = self._of_draw(real, planned.initializer, planned.draw)
+        initializer = planned.initializer
+        if isinstance(initializer, Constant):  # which the dtype may not hold: an error comes before anything is written
+            initializer = constant_of(initializer, real, planned.box)
+        bound = self._of_draw(real, initializer, planned.draw)
         bound.region = planned.box
         return bound
 

@@ -22,7 +22,7 @@ from torch_fastinit.planning.tensors import Target, is_plain_meta
 from torch_fastinit.planning.written import is_written
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.context import deferred
-from torch_fastinit.recording.memory import as_real
+from torch_fastinit.recording.memory import as_real, failure
 from torch_fastinit.recording.tape import Entry, Storage, Tape, Value
 from torch_fastinit.recording.tensor import Deferred, as_subclass, wrap
 
@@ -48,7 +48,13 @@ class InPlaceExecutor(Executor):
     def compute(self) -> None:
         """Everything that may fail, and nothing that is written to the tensors."""
         for i, one in enumerate(self.plan):
-            self._execute[type(one.source)](self, i, one)
+            onto = self._onto[i]
+            if any(size > 1 and step == 0 for size, step in zip(onto.shape, onto.stride(), strict=True)):
+                raise RuntimeError(f"{one.name!r} cannot be written: some of its elements are one place in memory")
+            try:
+                self._execute[type(one.source)](self, i, one)
+            except Exception as error:
+                raise failure(f"{one.name!r} ({one.dtype}) cannot be written: {error}", error) from error
         if self.replays:
             self._replay()
         self._computed = [i for i, real in self.reals.items() if real is not self._onto[i]]
@@ -95,6 +101,10 @@ def initialize_in_place(
         agreement = Agreement(standing, seed)
         try:
             record({target.name: rules[target.name] for target in ruled}, standing)
+            for target in standing:
+                if target.name in rules and not stand_ins.knows(target):
+                    reason = "it gives the parameter other memory, which a real one keeps: write to it instead"
+                    raise refused(target, rules[target.name], reason)
         except BaseException as error:
             agreement.give_up(error)
             raise
@@ -132,6 +142,8 @@ def _refuse(target: Target, rule: Rule) -> None:
         raise refused(target, rule, "it is not real yet: call fastinit.materialize(module, init=rules)")
     if hasattr(tensor, "__tensor_flatten__") and spec_of(tensor) is None:
         raise refused(target, rule, f"it is a {type(tensor).__name__} around other tensors")
+    if not _has_memory(tensor):
+        raise refused(target, rule, "it is sparse or nested")
     try:
         refuse_inference_update(tensor)
     except RuntimeError as error:
@@ -140,6 +152,8 @@ def _refuse(target: Target, rule: Rule) -> None:
 
 def _has_memory(tensor: torch.Tensor) -> bool:
     if isinstance(tensor, (Deferred, UninitializedTensorMixin)) or tensor.is_meta:
+        return False
+    if tensor.layout is not torch.strided or tensor.is_nested:
         return False
     return not hasattr(tensor, "__tensor_flatten__") or spec_of(tensor) is not None
 
@@ -186,6 +200,11 @@ class _StandIns:
         value = Value(as_real(real, storage.base.untyped_storage()), storage)
         self._present[storage][1].append(value)
         return value
+
+    def knows(self, target: Target) -> bool:
+        """Whether a stand-in still is in the memory that it was given."""
+        value = getattr(target.tensor, "_value", None)
+        return value is not None and value.storage in self._present
 
     def written(self) -> set[Storage]:
         """The storages that something was written to. They forget what they held, if nobody needs that."""

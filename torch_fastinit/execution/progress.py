@@ -20,9 +20,9 @@ class Progress:
             raise TypeError(f"progress must be None, True or False, not {wanted!r}")
         self._wanted = wanted
         self._bar: Any = None
-        if wanted is None and (sys.stderr is None or not sys.stderr.isatty() or _rank() > 0):
+        if wanted is None and (not _at_terminal() or _rank() > 0):
             return
-        if wanted is not False:
+        if wanted is not False and sys.stderr is not None:
             self._bar = _bar_class(needed=wanted is True)
 
     @property
@@ -64,6 +64,14 @@ def _bar_class(*, needed: bool) -> type | None:
         return None
 
     return type("Bar", (tqdm,), {"monitor_interval": 0})  # no thread beside it, which would outlive it
+
+
+def _at_terminal() -> bool:
+    """Whether the standard error is one: it may be closed, missing, or an object that can be written to and no more."""
+    try:
+        return bool(sys.stderr.isatty())
+    except (AttributeError, ValueError):
+        return False
 
 
 def _rank() -> int:

@@ -19,7 +19,7 @@ DeviceOf = Callable[[Target], "torch.device | None"]
 
 def devices_of(rule: DeviceRule, module: torch.nn.Module, targets: Sequence[Target]) -> torch.device | DeviceOf | None:
     """What `device=` says, checked: one device, or a function that has an answer for each target."""
-    if rule is None or isinstance(rule, (torch.device, str, int)):
+    if rule is None or (isinstance(rule, (torch.device, str, int)) and not isinstance(rule, bool)):
         return None if rule is None else torch.device(rule)
     of_name: Callable[[str, torch.Tensor], Device | None]
     if isinstance(rule, Mapping):
@@ -73,7 +73,7 @@ def _by_prefix(
 def _device(device: object, name: str) -> torch.device | None:
     if device is None or isinstance(device, torch.device):
         return device
-    if not isinstance(device, (str, int)):
+    if not isinstance(device, (str, int)) or isinstance(device, bool):
         raise TypeError(f"device for {name!r} must be a torch.device, its name or its index, not {device!r}")
     try:
         return torch.device(device)

@@ -73,4 +73,4 @@ def _numbers(entry: Entry) -> list[object]:
     """Its arguments that are numbers, also in lists: those of sizes apart, which ranks may have different ones of."""
     arguments = [*entry.args, *entry.kwargs.values()]
     listed = [number for one in arguments if isinstance(one, (list, tuple)) for number in one if type(number) is float]
-    return [one for one in arguments if isinstance(one, (bool, int, float, complex, str))] + listed
+    return [*(one for one in arguments if isinstance(one, (bool, int, float, complex, str))), *listed]

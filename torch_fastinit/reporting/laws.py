@@ -224,6 +224,8 @@ def _after(law: Law, step: Step) -> Law | None:
     low, high = float(ends.min()), float(ends.max())
     if not (math.isfinite(low) and math.isfinite(high)) or not (low == high or _resolved(low, high, dtype)):
         return None
+    if low == high:
+        return point(torch.tensor(low, **_REAL).to(dtype).double().item())
     wide = 0.0 if dtype.itemsize <= 2 else _LAST_BITS * max(abs(low), abs(high))
     if law.edges is None:
         points = moved(law.points)

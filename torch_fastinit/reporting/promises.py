@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_fastinit.initializers import Constant, Dirac, Eye, Initializer, Normal, Sparse
+from torch_fastinit.initializers import Constant, Dirac, Eye, Initializer, Normal, Program, Sparse, Uniform
 from torch_fastinit.ops import Fill, fill
 from torch_fastinit.planning.fills import PlannedFill
 from torch_fastinit.planning.planner import Assignment, Filled, Zeros
@@ -70,6 +70,8 @@ def expected(one: Assignment, of_stream: bool) -> Expected | None:
         return Expected.of([(point(0.0), numel * (1 + one.dtype.is_complex))])
     if not isinstance(one.source, Filled) or not one.source.fills:
         return None
+    if any(planned.view.dtype is not one.dtype for planned in one.source.fills):
+        return _of_a_view(one.source.fills, numel, one.dtype, of_stream)
     counts = _counts(one.source.fills, one.view)
     parts: list[Part] = []
     for planned, count in zip(one.source.fills, counts or (), strict=False):
@@ -77,6 +79,15 @@ def expected(one: Assignment, of_stream: bool) -> Expected | None:
         if some is None:
             return None
         parts += some
+    return Expected.of(parts) if parts else None
+
+
+def _of_a_view(fills: Sequence[PlannedFill], numel: int, dtype: torch.dtype, of_stream: bool) -> Expected | None:
+    """What was written as another dtype is only known of a complex tensor whose parts are one real fill."""
+    real = fills[0].view
+    if len(fills) > 1 or not dtype.is_complex or real.dtype is not dtype.to_real():
+        return None
+    parts = _parts(fills[0], 2 * numel, real.dtype, of_stream) if math.prod(real.shape) == 2 * numel else None
     return Expected.of(parts) if parts else None
 
 
@@ -139,4 +150,7 @@ def _law(initializer: Initializer, dtype: torch.dtype, of_stream: bool) -> Law |
     """torch's own normals may lie as far out as any in float64."""
     if not dtype.is_floating_point:
         return None
+    drawn = initializer.draw if isinstance(initializer, Program) else initializer
+    if not of_stream and dtype.itemsize <= 2 and isinstance(drawn, Uniform):
+        return None  # torch's have few values there, and the lower bound's neighbour may be rounded below it
     return law_of(initializer, dtype, FARTHEST if of_stream and dtype is not torch.float64 else FARTHEST_64)

@@ -161,7 +161,7 @@ def _measure(targets: list[Target], promises: Mapping[str, Promise], probability
     notes = [_note(target.tensor, local) for target, local in zip(targets, tensors, strict=True)]
     read = [i for i, (local, note) in enumerate(zip(tensors, notes, strict=True)) if not note and local.numel()]
     found = dict(zip(read, statistics([tensors[i] for i in read]), strict=True))
-    wanted = {i: _expected(promises.get(targets[i].name), found[i]) for i in read}
+    wanted = {i: _expected(promises.get(targets[i].name), tensors[i]) for i in read}
     level = probability / TESTS / max(1, len(read))
     drawn = [i for i in read if found[i].nonfinite < found[i].count]
     ranges = [_range(found[i], wanted[i]) for i in drawn]
@@ -185,8 +185,13 @@ def _note(tensor: torch.Tensor, local: torch.Tensor) -> str:
     return readable(local)
 
 
-def _expected(promise: Promise | None, found: Statistics) -> Expected | None:
-    return None if promise is None else expected(promise.assignment, promise.of_stream)
+def _expected(promise: Promise | None, tensor: torch.Tensor) -> Expected | None:
+    """Nothing is expected of a tensor that was cast since, or whose elements are some of them one place in memory."""
+    if promise is None or promise.assignment.dtype is not tensor.dtype:
+        return None
+    if any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
+        return None
+    return expected(promise.assignment, promise.of_stream)
 
 
 def _range(found: Statistics, wanted: Expected | None) -> tuple[float, float]:
