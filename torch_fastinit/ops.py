@@ -279,6 +279,17 @@ def fill_one(tensor: torch.Tensor, initializer: Initializer, generator: torch.Ge
     _fill_op(fill.tensor, fill.initializer.kind, fill.initializer.params, **keywords)
 
 
+def fill_fresh(tensor: torch.Tensor, initializer: Initializer, generator: torch.Generator | None = None) -> None:
+    """`fill_one` of a tensor that the caller has just made: where nobody watches this thread, without an op."""
+    plain = type(tensor) is torch.Tensor and tensor.device.type in DEVICES
+    if torch.compiler.is_compiling() or not plain or watched():
+        fill_one(tensor, initializer, generator)
+        return
+    if generator is not None:
+        check_generator(generator)
+    fill([Fill(tensor, initializer, draw_seed(generator), 0, None, EAGER_SECOND)], fresh=True)
+
+
 def check_generator(generator: object) -> None:
     """Raise for what is no generator."""
     if not isinstance(generator, torch.Generator):

@@ -10,7 +10,7 @@ import torch
 
 from torch_fastinit.forks import lock_before_forks
 from torch_fastinit.initializers import Normal
-from torch_fastinit.ops import RANDOM_DTYPES, fill_one, refuse_inference_update
+from torch_fastinit.ops import RANDOM_DTYPES, fill_fresh, refuse_inference_update
 
 #: The dtype that an orthogonal matrix is computed in, for every dtype that it is written to.
 COMPUTED_IN = dict.fromkeys(RANDOM_DTYPES, torch.float32) | {
@@ -40,7 +40,7 @@ def orthogonal_(tensor: torch.Tensor, gain: float = 1, generator: torch.Generato
         refuse_inference_update(tensor)
     with torch.no_grad():
         normals = tensor.new_empty(shape_of_normals(tensor), dtype=COMPUTED_IN[tensor.dtype])
-        fill_one(normals, Normal(), generator)
+        fill_fresh(normals, Normal(), generator)
         return write_orthogonal(tensor, gain, haar(normals))
 
 
