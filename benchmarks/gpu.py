@@ -16,6 +16,7 @@ import functools
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -436,4 +437,5 @@ def main(every: dict[str, Case] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in what it runs in the background
     sys.exit(main())

@@ -42,6 +42,8 @@ def test_it_says_why_a_backend_was_not_chosen(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_settings_that_are_wrong_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("FASTINIT_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("FASTINIT_BACKEND", "none such")
     monkeypatch.setenv("FASTINIT_HUGE_PAGES", "2")
     monkeypatch.setattr(backend, "serving", {})
