@@ -22,13 +22,7 @@ namespace fastinit {
   namespace isa {               \
   extern const Kernels kernels; \
   }
-FASTINIT_DECLARE(scalar)
-#if defined(__x86_64__)
-FASTINIT_DECLARE(avx2)
-FASTINIT_DECLARE(avx512)
-#elif defined(__aarch64__)
-FASTINIT_DECLARE(neon)
-#endif
+FASTINIT_INSTRUCTION_SETS(FASTINIT_DECLARE)
 #undef FASTINIT_DECLARE
 
 namespace {

@@ -45,6 +45,15 @@ std::vector<std::string> instruction_sets();
 std::string instruction_set();
 void set_instruction_set(const std::string& name);
 
+// What setup.py compiles the kernels for on this architecture.
+#if defined(__x86_64__)
+#define FASTINIT_INSTRUCTION_SETS(use) use(scalar) use(avx2) use(avx512)
+#elif defined(__aarch64__)
+#define FASTINIT_INSTRUCTION_SETS(use) use(scalar) use(neon)
+#else
+#define FASTINIT_INSTRUCTION_SETS(use) use(scalar)
+#endif
+
 // One compilation of cpu_kernels.cpp.
 struct Kernels {
   // The elements [begin, end) of the region, counted row-major.

@@ -16,6 +16,9 @@ struct Format {
   bool infinite;  // has infinities; else the pattern above the largest value is NaN
 };
 
+inline bool is_float(DType dtype) { return dtype >= DType::f32 && dtype <= DType::e5m2; }
+
+// Of a floating-point dtype.
 inline Format format_of(DType dtype) {
   switch (dtype) {
     case DType::f32:
@@ -32,6 +35,9 @@ inline Format format_of(DType dtype) {
       return {11, 52, true};
   }
 }
+
+// Bytes of a value: a sign, an exponent and a mantissa.
+inline int size_of(const Format& f) { return (1 + f.exponent + f.mantissa) / 8; }
 
 // The largest magnitude's pattern: infinity where there is one.
 inline int64_t top_of(const Format& f) {

@@ -188,8 +188,6 @@ void append(std::vector<Fill>& out, const Fill& fill, const std::vector<int64_t>
   }
 }
 
-bool is_float(DType dtype) { return dtype >= DType::f32 && dtype <= DType::e5m2; }
-
 [[noreturn]] void malformed(const char* what) { throw std::invalid_argument(std::string("malformed fill: ") + what); }
 
 DType dtype_of(int64_t code) {
@@ -198,21 +196,8 @@ DType dtype_of(int64_t code) {
 }
 
 int item_size_of(DType dtype) {
-  switch (dtype) {
-    case DType::f32:
-    case DType::i32:
-      return 4;
-    case DType::f64:
-      return 8;
-    case DType::f16:
-    case DType::bf16:
-      return 2;
-    case DType::e4m3:
-    case DType::e5m2:
-      return 1;
-    default:
-      break;
-  }
+  if (is_float(dtype)) return size_of(format_of(dtype));
+  if (dtype == DType::i32) return 4;
   const int size = static_cast<int>(dtype) - static_cast<int>(DType::opaque);
   if (size != 1 && size != 2 && size != 4 && size != 8 && size != 16) malformed("an unknown dtype");
   return size;

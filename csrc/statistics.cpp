@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cpu.h"
+#include "formats.h"
 
 namespace fastinit {
 
@@ -15,44 +16,24 @@ namespace fastinit {
   namespace isa {                                    \
   extern const StatisticsKernels statistics_kernels; \
   }
-FASTINIT_DECLARE(scalar)
-#if defined(__x86_64__)
-FASTINIT_DECLARE(avx2)
-FASTINIT_DECLARE(avx512)
-#elif defined(__aarch64__)
-FASTINIT_DECLARE(neon)
-#endif
+FASTINIT_INSTRUCTION_SETS(FASTINIT_DECLARE)
 #undef FASTINIT_DECLARE
 
 namespace {
 
 const StatisticsKernels& kernels() {
   const std::string name = instruction_set();
-#if defined(__x86_64__)
-  if (name == "avx512") return avx512::statistics_kernels;
-  if (name == "avx2") return avx2::statistics_kernels;
-#elif defined(__aarch64__)
-  if (name == "neon") return neon::statistics_kernels;
-#endif
-  return scalar::statistics_kernels;
+#define FASTINIT_CHOOSE(isa) \
+  if (name == #isa) return isa::statistics_kernels;
+  FASTINIT_INSTRUCTION_SETS(FASTINIT_CHOOSE)
+#undef FASTINIT_CHOOSE
+  throw std::logic_error("no statistics for " + name);
 }
 
 int64_t size_of(DType dtype) {
-  switch (dtype) {
-    case DType::f64:
-      return 8;
-    case DType::f32:
-      return 4;
-    case DType::f16:
-    case DType::bf16:
-      return 2;
-    case DType::e4m3:
-    case DType::e5m2:
-      return 1;
-    default:
-      throw std::invalid_argument("statistics: no floating-point dtype has the code " +
-                                  std::to_string(static_cast<int>(dtype)));
-  }
+  if (is_float(dtype)) return size_of(format_of(dtype));
+  throw std::invalid_argument("statistics: no floating-point dtype has the code " +
+                              std::to_string(static_cast<int>(dtype)));
 }
 
 const char* at(const Span& span, int64_t element) {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,14 +15,6 @@ from torch_fastinit.reporting.memory import BINS, Statistics, histograms, readab
 READ = [dtype for dtype in DTYPE_CODES if dtype.is_floating_point]
 #: Blocks have 4096 elements, pieces 65536, registers up to 16.
 SIZES = [1, 2, 15, 16, 17, 4095, 4096, 4097, 65536, 65537 + 4096]
-
-
-@pytest.fixture(params=_C.instruction_sets())
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _C.instruction_set()
-    _C.set_instruction_set(request.param)
-    yield request.param
-    _C.set_instruction_set(before)
 
 
 def check(found: Statistics, tensor: torch.Tensor) -> None:
@@ -39,7 +30,7 @@ def check(found: Statistics, tensor: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", READ, ids=str)
-def test_statistics_are_those_of_numpy(dtype: torch.dtype, instruction_set: str) -> None:
+def test_statistics_are_those_of_numpy(dtype: torch.dtype, isa: str) -> None:
     torch.manual_seed(0)
     tensors = []
     for size in SIZES:
@@ -55,7 +46,7 @@ def test_statistics_are_those_of_numpy(dtype: torch.dtype, instruction_set: str)
 
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in READ if dtype.itemsize <= 2], ids=str)
-def test_every_narrow_value_is_read(dtype: torch.dtype, instruction_set: str) -> None:
+def test_every_narrow_value_is_read(dtype: torch.dtype, isa: str) -> None:
     bits = 8 * dtype.itemsize
     values = torch.arange(1 << bits).to(torch.uint8 if bits == 8 else torch.int16).view(dtype)
     some = values[:: 1 if bits == 8 else 5]
