@@ -50,11 +50,11 @@ FIXED: dict[str, Callable[..., torch.Tensor]] = {
 
 
 def is_uniform(t: torch.Tensor, a: float, b: float) -> bool:
-    return bool(stats.kstest(t.double().flatten().numpy(), "uniform", args=(a, b - a)).pvalue > P_VALUE)
+    return bool(stats.kstest(t.double().flatten().numpy(), stats.uniform(a, b - a).cdf).pvalue > P_VALUE)
 
 
 def is_normal(t: torch.Tensor, mean: float, std: float) -> bool:
-    return bool(stats.kstest(t.double().flatten().numpy(), "norm", args=(mean, std)).pvalue > P_VALUE)
+    return bool(stats.kstest(t.double().flatten().numpy(), stats.norm(mean, std).cdf).pvalue > P_VALUE)
 
 
 def is_truncated(t: torch.Tensor, mean: float, std: float, a: float, b: float) -> bool:

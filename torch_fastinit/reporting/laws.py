@@ -47,7 +47,8 @@ class Law:
     _known: dict[object, Any] = field(init=False, default_factory=dict)  # answers: many tensors have one law
 
     def __post_init__(self) -> None:
-        self.mean = float(self.masses @ self.points)
+        moments = self.masses * self.points
+        self.mean = float((moments + moments.flip(0)).sum() / 2)  # of a symmetric law 0, in whatever order it is summed
         self.variance = float(self.masses @ (self.points - self.mean) ** 2)
         self.zero = float(self.masses[self.points == 0].sum()) if self.edges is None else 0.0
         self._below = self.masses.cumsum(0)
