@@ -1,6 +1,6 @@
 # Each target does all its own set-up, in .venv; the second run is quick.
 #
-# requirements-dev.txt pins torch==2.13.0. Where PyPI's build of it brings CUDA along and that is not wanted, set
+# requirements-demo.txt pins torch==2.13.0. Where PyPI's build of it brings CUDA along and that is not wanted, set
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
 
 PYTHON  ?= python3
@@ -40,7 +40,7 @@ help:
 	@echo "make format  ruff and clang-format, changing files"
 	@echo "make clean   remove what was built (not .venv)"
 
-demo: build
+demo: $(STAMPS)/cpu
 	$(BIN)/python -m examples.demo $(ARGS)
 
 test: build $(STAMPS)/docs $(if $(filter 0,$(AARCH64)),no-aarch64,$(STAMPS)/aarch64) \
@@ -87,7 +87,7 @@ format: $(STAMPS)/requirements
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf build dist *.egg-info torch_fastinit/_C.*.so $(STAMPS)/package
+	rm -rf build dist *.egg-info torch_fastinit/_C.*.so $(STAMPS)/package $(STAMPS)/cpu
 
 # Set-up ---------------------------------------------------------------------------------------------------------------
 
@@ -97,10 +97,14 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "torch_fastinit needs Python 3.10 or newer")'
 	$(PYTHON) -m venv $(VENV)
 
-$(STAMPS)/requirements: requirements-dev.txt | $(BIN)/python
+$(STAMPS)/demo: requirements-demo.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' $<)"
 	$(BIN)/python -m pip install --quiet -r $<
 	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/requirements: requirements-dev.txt $(STAMPS)/demo
+	$(BIN)/python -m pip install --quiet -r $<
+	@touch $@
 
 # What tests/kernels/test_neon.py compiles with and runs in, 118 MB to fetch; where that cannot be, those tests are skipped and say so.
 $(STAMPS)/aarch64: tools/aarch64.sh tools/debian.sh | $(BIN)/python
@@ -118,6 +122,14 @@ $(STAMPS)/chromium: tools/chromium.sh tools/debian.sh | $(BIN)/python
 	@if tools/chromium.sh $(VENV)/chromium; then touch $@; else echo "no browser: the tests of the site in one will be skipped"; fi
 
 # The installed package is this folder: only what the build reads, and the metadata, ask for a new installation.
-$(STAMPS)/package: setup.py pyproject.toml $(CXX_FILES) $(STAMPS)/requirements
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
-	@touch $@
+SOURCES := setup.py pyproject.toml $(CXX_FILES)
+INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+
+$(STAMPS)/package: $(SOURCES) $(STAMPS)/requirements
+	$(INSTALL)
+	@touch $(STAMPS)/cpu $@
+
+# What `make demo` calls. Where nothing is built yet, without the kernels for CUDA: they take longer than all the others.
+$(STAMPS)/cpu: $(SOURCES) $(STAMPS)/demo
+	FASTINIT_CUDA=0 $(INSTALL)
+	@rm -f $(STAMPS)/package && touch $@

@@ -37,8 +37,8 @@ SLOW = """
     tests/repo/test_benchmarks.py tests/repo/test_demo.py tests/repo/test_gpu_benchmark.py tests/repo/test_site.py
 """.split()
 SLOW_TESTS = ("tests/kernels/test_triton.py::test_compiles_for", "tests/distributed/test_train.py::test_compiled")
-#: Of requirements-dev.txt, what is for other tests, or comes as torch asks for it.
-NOT_NEEDED = re.compile(r"\s*(#|$|(torch|triton|ruff|mypy|clang-format|build)\b(?!-))")
+#: Of the requirements, what is for other tests, or comes as torch asks for it.
+NOT_NEEDED = re.compile(r"\s*(#|$|-r |(torch|triton|ruff|mypy|clang-format|build)\b(?!-))")
 
 
 TAG = "import sys; print('cp%d%d' % sys.version_info[:2])"
@@ -135,7 +135,7 @@ def install(python: str, torch: str, venv: Path, tree: Path) -> Path:
     run(*pip, "--no-deps", f"torch=={torch}.*")
     (metadata,) = venv.glob("lib/python*/site-packages/torch-*.dist-info/METADATA")
     metadata.write_text(re.sub(r"Requires-Dist: (nvidia|cuda)-.*\n", "", metadata.read_text()))
-    lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
+    lines = [line for kind in ("demo", "dev") for line in (ROOT / f"requirements-{kind}.txt").read_text().splitlines()]
     asked = venv / "requirements.txt"
     asked.write_text("\n".join(["torch", *(line for line in lines if not NOT_NEEDED.match(line))]))
     run(*pip, "-r", asked)
