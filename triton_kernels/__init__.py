@@ -25,8 +25,10 @@ _PATTERNED = (_CONSTANT, kernels.DIAGONALS.value)
 
 #: Blocks of a tile, tiles of a program, elements of a program that takes them one by one.
 BLOCK, TILES, ELEMENTS = 512, 8, 512
-#: A narrow dtype's tile is larger, so that a thread still writes 16 bytes at a time.
-OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+#: Blocks of a tile where rows are short.
+ROW_BLOCKS = (512, 256, 128, 64, 32)
+WARPS = 4
+OPTIONS: dict[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": False}
 
 Fill = Mapping[str, Any]
 
@@ -106,7 +108,14 @@ def _key(f: Fill) -> tuple[int, ...]:
 _compiled: dict[tuple[Any, ...], Any] = {}
 
 
-def _launch(kernel: Any, grid: tuple[int, int, int], to: torch.Tensor, integers: tuple[int, ...], *fixed: Any) -> None:
+def _launch(
+    kernel: Any,
+    grid: tuple[int, int, int],
+    to: torch.Tensor,
+    integers: tuple[int, ...],
+    *fixed: Any,
+    warps: int = WARPS,
+) -> None:
     """Launch ``kernel`` with its arguments in order; ``fixed`` are those that it is compiled for."""
     # All else that Triton compiles for: the device, and whether the memory starts at a multiple of 16 bytes. (Integers
     # do not specialise a kernel.)
@@ -115,7 +124,7 @@ def _launch(kernel: Any, grid: tuple[int, int, int], to: torch.Tensor, integers:
     if compiled is not None:
         compiled[grid](to, *integers, *fixed)
         return
-    compiled = kernel[grid](to, *integers, *fixed, **OPTIONS)
+    compiled = kernel[grid](to, *integers, *fixed, **{**OPTIONS, "num_warps": warps})
     if compiled is not None:  # the interpreter compiles nothing
         _compiled[known] = compiled
 
@@ -150,7 +159,7 @@ def _fill_one(tensor: torch.Tensor, f: Fill) -> None:
         to[offset : offset + f["sizes"][0]].fill_(low - (low >> (bits - 1) << bits))
     elif f["kind"] not in _PATTERNED and f["strides"] == (1,) and f["logical_strides"] == (1,):
         _run(to, offset, f)
-    else:
+    elif f["kind"] in _PATTERNED or not _rows(to, offset, f):
         for start, sizes, strides, logical_strides, first in _boxes(f):
             _scattered(to, offset + start, sizes, strides, logical_strides, first, f)
 
@@ -161,33 +170,69 @@ def _run(to: torch.Tensor, offset: int, f: Fill) -> None:
     size, first = f["sizes"][0], f["first"]
     done = 0
     while done < size:
-        index = first + done
-        block = (f["first_block"] + index // per) & (2**64 - 1)
-        skip = index % per
+        block, skip = _block_of(f, first + done)
         # No further than the next change of the block number's high half.
-        count = min(size - done + skip, (2**32 - (block & 0xFFFFFFFF)) * per)
-        origin = offset + done - skip
-        aligned = skip == 0 and origin * f["item_size"] % 16 == 0 and origin % 16 == 0 and to.data_ptr() % 16 == 0
-        tile = BLOCK * TILES * per
-        programs = count // tile
-        if aligned and programs > 0:
-            count = programs * tile
-            tiles = TILES
+        count = min(size - done, (2**32 - (block & 0xFFFFFFFF)) * per - skip)
+        start = offset + done
+        tiles = count // (BLOCK * TILES * per)
+        if skip == 0 and tiles > 0 and _is_aligned(to, start, f):
+            count = tiles * BLOCK * TILES * per
+            _launch_run(to, start, skip, block, f, 1, count, tiles, tiles=TILES, aligned=True)
         else:
-            aligned = False
-            tiles = 1
-            # Up to where whole tiles can start, if there are any.
-            programs = _ceil_div(count, BLOCK * per)
-        _launch_run(to, origin, skip, count, block, programs, tiles, aligned, f)
-        done += count - skip
+            _launch_run(to, start, skip, block, f, 1, count, _ceil_div(skip + count, BLOCK * per))
+        done += count
+
+
+def _rows(to: torch.Tensor, offset: int, f: Fill) -> bool:
+    """Rows of neighbours, if this is what a fill is, and they are long enough for it; False without a launch if not."""
+    per = 2 if f["dtype"] == _F64 else 4
+    if len(f["sizes"]) != 2 or f["strides"][1] != 1 or f["logical_strides"][1] != 1:
+        return False
+    (rows, count), stride, logical_stride = f["sizes"], f["strides"][0], f["logical_strides"][0]
+    (block, skip), (last, _) = _block_of(f, f["first"]), _block_of(f, f["first"] + (rows - 1) * logical_stride + count)
+    in_step = logical_stride % per == 0
+    blocks = _ceil_div((skip if in_step else per - 1) + count, per)
+    if blocks < ROW_BLOCKS[-1] // 2 or block >> 32 != last >> 32:
+        return False
+    # The largest tile that a quarter of a row or less goes beyond.
+    tile = next((n for n in ROW_BLOCKS if 4 * n * _ceil_div(blocks, n) <= 5 * blocks), ROW_BLOCKS[-1])
+    programs = _ceil_div(blocks, tile)
+    whole = in_step and skip == 0 and count == programs * tile * per
+    aligned = whole and _is_aligned(to, offset, f) and stride * f["item_size"] % 16 == 0 and stride % 16 == 0
+    _launch_run(to, offset, skip, block, f, rows, count, programs, stride, logical_stride, width=tile, aligned=aligned)
+    return True
+
+
+def _block_of(f: Fill, index: int) -> tuple[int, int]:
+    """The number of the block where a logical index lies, and how many elements it is into it."""
+    per = 2 if f["dtype"] == _F64 else 4
+    return (f["first_block"] + index // per) & (2**64 - 1), index % per
+
+
+def _is_aligned(to: torch.Tensor, offset: int, f: Fill) -> bool:
+    return offset * f["item_size"] % 16 == 0 and offset % 16 == 0 and to.data_ptr() % 16 == 0
 
 
 def _launch_run(
-    to: torch.Tensor, origin: int, skip: int, count: int, block: int, programs: int, tiles: int, aligned: bool, f: Fill
+    to: torch.Tensor,
+    offset: int,
+    skip: int,
+    block: int,
+    f: Fill,
+    rows: int,
+    count: int,
+    per_row: int,
+    stride: int = 0,
+    logical_stride: int = 0,
+    *,
+    width: int = BLOCK,
+    tiles: int = 1,
+    aligned: bool = False,
 ) -> None:
-    integers = (origin, skip, count, *_halves(block), *_key(f), f.get("threshold", 0), *_constants(f))
-    fixed = (f["kind"], f["dtype"], f["item_size"], _form(f), _program(f), BLOCK, tiles, aligned)
-    _launch(kernels.run, (programs, 1, 1), to, integers, *fixed)
+    where = (offset, skip, count, per_row, stride, logical_stride, *_halves(block))
+    integers = (*where, *_key(f), f.get("threshold", 0), *_constants(f))
+    fixed = (f["kind"], f["dtype"], f["item_size"], _form(f), _program(f), width, tiles, aligned)
+    _launch(kernels.run, (rows * per_row, 1, 1), to, integers, *fixed, warps=max(1, WARPS * width // BLOCK))
 
 
 def _scattered(

@@ -32,12 +32,23 @@ SPARSE, MIXTURE, DIAGONALS, F64 = constexpr(5), constexpr(8), constexpr(9), cons
 NEAR_WITHOUT_TAIL = constexpr(3)
 
 INTEGERS = [
-    *("offset", "count", "first_lo", "first_hi", "seed_lo", "seed_hi", "stream_lo", "stream_hi", "threshold"),
+    *(
+        "offset",
+        "count",
+        "per_row",
+        "first_lo",
+        "first_hi",
+        "seed_lo",
+        "seed_hi",
+        "stream_lo",
+        "stream_hi",
+        "threshold",
+    ),
     *(f"c{n}" for n in range(12)),
     *(f"p{n}" for n in range(6)),
     *(f"{name}{n}" for name in ("size", "stride", "logical_stride") for n in range(3)),
     *("block_lo", "block_hi", "second_lo", "second_hi", "rows", "cols", "zeros", "row0", "col0", "part"),
-    *("start", "groups", "group_step", "diagonal", "step", "low", "high", "skip"),
+    *("start", "groups", "group_step", "diagonal", "step", "low", "high", "skip", "per_row"),
 ]
 
 
@@ -160,6 +171,9 @@ def run(
     offset: "i64",
     skip: "i64",
     count: "i64",
+    per_row: "i64",
+    stride0: "i64",
+    logical_stride0: "i64",
     block_lo: "i64",
     block_hi: "i64",
     seed_lo: "i64",
@@ -194,24 +208,27 @@ def run(
     TILES: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """Neighbouring elements: tiles of whole blocks, all of which share the high half of their number.
+    """Rows of ``count`` neighbouring elements, ``per_row`` programs a row; each has tiles of whole blocks.
 
-    Element 0 of block ``block`` lies at ``offset``. ALIGNED: that is a multiple of 16 elements, and whole tiles are
-    written; else only elements ``skip`` to ``count``.
+    The first element lies at ``offset``, and ``skip`` elements into its block; all blocks of a row share the high half
+    of their number. ALIGNED: every row begins with a block, at a multiple of 16 elements, and is whole tiles.
     """
     PER: tl.constexpr = 2 if DTYPE == F64 else 4
     s0, s1, t0, t1 = unsigned(seed_lo), unsigned(seed_hi), unsigned(stream_lo), unsigned(stream_hi)
-    hi = unsigned(block_hi)
     limit = tl.cast(threshold, tl.int64).to(tl.int32)
     k = constants(KIND, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, DTYPE)
     p = operands(p0, p1, p2, p3, p4, p5, DTYPE)
-    tile = tl.cast(tl.program_id(0), tl.int64) * TILES * BLOCK
-    blocks = unsigned(block_lo) + tile.to(tl.uint32) + tl.arange(0, BLOCK).to(tl.uint32)
-    base = tl.cast(offset, tl.int64) + tile * PER
+    programs = tl.cast(per_row, tl.int32)
+    row = tl.cast(tl.program_id(0) // programs, tl.int64)
+    tile = tl.cast(tl.program_id(0) % programs, tl.int64) * TILES * BLOCK
+    first = skip + row * logical_stride0  # from the beginning of the first row's first block
+    hi = unsigned(block_hi)
+    blocks = unsigned(block_lo) + (first // PER + tile).to(tl.uint32) + tl.arange(0, BLOCK).to(tl.uint32)
+    base = tl.cast(offset, tl.int64) + row * stride0 - first % PER + tile * PER
     if ALIGNED:
         base = tl.multiple_of(base, 16)
     pointers = to + base + tl.arange(0, PER * BLOCK)
-    at = tile * PER + tl.arange(0, PER * BLOCK)
+    at = tile * PER + tl.arange(0, PER * BLOCK) - first % PER  # in the row
     for _ in range(TILES):
         w0, w1, w2, w3 = philox(blocks, hi, s0, s1, t0, t1)
         if DTYPE == F64:
@@ -225,7 +242,7 @@ def run(
         if ALIGNED:
             store(pointers, e, None, BYTES)
         else:
-            store(pointers, e, (at >= skip) & (at < count), BYTES)
+            store(pointers, e, (at >= 0) & (at < count), BYTES)
         blocks += tl.full((), BLOCK, tl.uint32)
         pointers += PER * BLOCK
         at += PER * BLOCK

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -123,6 +124,53 @@ def test_layouts(layout: Layout, interpreted: ModuleType, monkeypatch: pytest.Mo
     fill(work)
     for f, a, b in zip(work, ours, theirs, strict=True):
         assert torch.equal(raw(a), raw(b)), (f.initializer, f.tensor.dtype)
+
+
+#: Layouts whose rows are written tile by tile, and what each tile is: blocks, and whether it is written whole.
+ROWS = {
+    "in step and aligned": (Layout((5, 256), shape=(9, 1024), box=(2, 128)), (64, True)),
+    "in step, a ragged end": (Layout((3, 700), shape=(4, 1024), box=(1, 300)), (64, False)),
+    "out of step": (Layout((4, 203), shape=(7, 303), box=(3, 98)), (64, False)),
+    "with gaps": (Layout((3, 512), strides=(528, 1), offset=16), (128, True)),
+    "with gaps, at an odd address": (Layout((3, 512), strides=(515, 1), offset=3), (128, False)),
+    "several tiles": (Layout((2, 4096), shape=(2, 9000), box=(0, 4096)), (512, True)),
+    "past 2^34 elements": (Layout((3, 128), shape=(2**30, 512), box=(2**26, 64)), (32, True)),
+}
+
+
+@pytest.mark.parametrize(("layout", "tiles"), ROWS.values(), ids=[name.replace(" ", "_") for name in ROWS])
+def test_rows_go_tile_by_tile(
+    layout: Layout, tiles: tuple[int, bool], interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = []
+    launch = interpreted._launch
+
+    def watched(kernel: object, grid: object, to: object, integers: object, *fixed: Any, **options: Any) -> None:
+        assert kernel is interpreted.kernels.run
+        launched.append((fixed[5], fixed[7]))
+        launch(kernel, grid, to, integers, *fixed, **options)
+
+    for initializer, dtype in ((Normal(), torch.float32), (TruncatedNormal(), torch.bfloat16)):
+        ours, theirs = layout.buffer(dtype), layout.buffer(dtype)
+        fill([Fill(layout.view(theirs), initializer, 5, 7, layout.region)])
+        with monkeypatch.context() as patch:
+            patch.setitem(backend.serving, "cpu", provider(interpreted))
+            patch.setattr(interpreted, "_launch", watched)
+            fill([Fill(layout.view(ours), initializer, 5, 7, layout.region)])
+        assert torch.equal(raw(ours), raw(theirs))
+    assert launched == [tiles, tiles]
+
+
+def test_rows_in_float64_and_out_of_reach(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    across = Layout((3, 256), shape=(2**26, 1024), box=(2**24 - 1, 100))  # the block number's high half changes
+    short = Layout((9, 60), shape=(9, 256), box=(0, 8))
+    for layout, dtype in ((ROWS["out of step"][0], torch.float64), (across, torch.float32), (short, torch.float32)):
+        ours, theirs = layout.buffer(dtype), layout.buffer(dtype)
+        fill([Fill(layout.view(theirs), Normal(), 5, 7, layout.region)])
+        with monkeypatch.context() as patch:
+            patch.setitem(backend.serving, "cpu", provider(interpreted))
+            fill([Fill(layout.view(ours), Normal(), 5, 7, layout.region)])
+        assert torch.equal(raw(ours), raw(theirs))
 
 
 def test_whole_tiles(interpreted: ModuleType, triton_fills: None) -> None:
