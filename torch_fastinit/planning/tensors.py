@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import inspect
 import math
 import types
 import weakref
@@ -173,6 +174,8 @@ def _of_object(item: Any) -> _Named:
     elif isinstance(item, functools.partial):
         yield from (("func", item.func), ("args", item.args), ("keywords", item.keywords))
     elif type(item).__module__ in _OPAQUE:
+        if isinstance(item, types.GeneratorType):  # gc shows what is in its frame from Python 3.11 on
+            yield from inspect.getgeneratorlocals(item).items()
         yield from _numbered(gc.get_referents(item))
     yield from _slots(item)
     attributes = getattr(item, "__dict__", None)
