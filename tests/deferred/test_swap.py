@@ -96,7 +96,7 @@ def test_results_of_autograd_that_the_module_holds():
     assert model.row.data_ptr() == model[1].weight.data_ptr()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 def test_a_script_module():
     model = deferred(two)
     script = torch.jit.script(model)

@@ -54,6 +54,7 @@ MATRICES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_of_the_eager_op(requires_grad: bool) -> None:
     t = torch.empty(5, 4, requires_grad=requires_grad)
@@ -61,6 +62,7 @@ def test_opcheck_of_the_eager_op(requires_grad: bool) -> None:
     opcheck(fill_op, (t, int(Kind.NORMAL), [0.0, 1.0]), {"generator": None})
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_of_the_batch_op(requires_grad: bool) -> None:
     tensors = [torch.empty(5, 4, requires_grad=requires_grad), torch.empty(3, dtype=torch.bfloat16)]
