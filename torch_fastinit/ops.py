@@ -287,7 +287,8 @@ def fill_fresh(tensor: torch.Tensor, initializer: Initializer, generator: torch.
         return
     if generator is not None:
         check_generator(generator)
-    fill([Fill(tensor, initializer, draw_seed(generator), 0, None, EAGER_SECOND)], fresh=True)
+    made = ready(Fill(tensor, initializer, draw_seed(generator), 0, None, EAGER_SECOND))
+    provider_for(tensor.device).run((made,), True)
 
 
 def check_generator(generator: object) -> None:

@@ -72,10 +72,10 @@ def shape_of_normals(tensor: torch.Tensor) -> tuple[int, int]:
 
 def write_orthogonal(tensor: torch.Tensor, gain: float, q: torch.Tensor) -> torch.Tensor:
     """Write `gain` times `q`, whose columns are orthonormal, or its transpose; `q` is overwritten."""
-    tall = tensor.size(0) == q.size(0)
+    matrix = q if tensor.size(0) == q.size(0) else q.mT
     if gain != 1:
         q.mul_(gain)
-    return tensor.copy_((q if tall else q.mT).reshape(tensor.shape))
+    return tensor.copy_(matrix if matrix.shape == tensor.shape else matrix.reshape(tensor.shape))
 
 
 def haar(normals: torch.Tensor) -> torch.Tensor:
