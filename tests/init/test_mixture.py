@@ -292,3 +292,13 @@ def test_what_is_not_the_whole_tensor_once(law: Any) -> None:
 def test_a_constant_that_the_dtype_cannot_hold() -> None:
     with pytest.raises(RuntimeError, match=r"components\[0\]: .*without overflow"):
         fastinit.mixture_(torch.empty(2, dtype=torch.float16), [(1, 70000)])
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("other", [1.0, init.normal_], ids=["a constant", "a normal"])
+def test_a_negative_zero_keeps_its_sign(dtype: torch.dtype, other: Any) -> None:
+    whole = seeded(torch.empty(999, dtype=dtype), [(0.5, -0.0), (0.5, -0.0)]).double()
+    assert bool((whole == 0).all() and whole.signbit().all())
+    x = seeded(torch.empty(999, dtype=dtype), [(0.3, -0.0), (0.3, 0.0), (0.4, other)]).double()
+    zeros = x[x == 0]
+    assert 200 < int(zeros.signbit().sum()) < 400 and 200 < int((~zeros.signbit()).sum()) < 400
