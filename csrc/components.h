@@ -46,7 +46,7 @@ const Mixture* make_mixture(DType dtype, const std::vector<double>& rows, Owned&
       const bool uniform = rows[i] == static_cast<double>(Kind::uniform);
       if (!uniform && rows[i] != static_cast<double>(Kind::constant)) return nullptr;
       const Bounds bounds = uniform ? bounds_in(dtype, a, b, a != b) : Bounds{true, 0.0, 0.0};
-      const double step = bounds.empty ? 0.0 : (b - a) * unit;
+      const double step = bounds.empty ? std::copysign(0.0, a) : (b - a) * unit;  // -0 alone keeps a start of -0
       c.scale = static_cast<T>(step);
       c.start = static_cast<T>(a + 0.5 * step);
       if (!bounds.empty && c.start < static_cast<T>(bounds.lo)) c.start = static_cast<T>(bounds.lo);

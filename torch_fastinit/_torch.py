@@ -88,6 +88,11 @@ def watched() -> bool:
     return bool(keys_of_thread().raw_repr() != PLAIN_THREAD or _profiler._is_profiler_enabled)
 
 
+def graph_break(why: str) -> None:
+    """In code that torch.compile traces: run what follows outside of the graph; `why` is what fullgraph=True says."""
+    attribute(torch, "_dynamo").graph_break(msg=why)
+
+
 # --- tensors and their memory -----------------------------------------------------------------------------------------
 
 increment_version = _private("torch:_C._increment_version")

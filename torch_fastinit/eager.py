@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import sys
 import warnings
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from torch_fastinit._torch import (
     spec_of,
     watched,
 )
+from torch_fastinit.arguments import check_first, integer, number
 from torch_fastinit.backend import provider_for, serving
 from torch_fastinit.initializers import Bits, Initializer, Normal, TruncatedNormal, Uniform
 from torch_fastinit.ops import EAGER_SECOND, RANDOM_DTYPES, Fill, check_generator, fill_one, refuse_inference_update
@@ -94,15 +94,6 @@ def fill(
     _dispatch(tensor, initializer, generator, seed, stream)
     increment_version((tensor,))
     return tensor
-
-
-def number(value: Any, name: str) -> float:
-    """`value` as torch converts an argument of type float."""
-    if isinstance(value, (str, bytes, bytearray, complex)) or (
-        isinstance(value, Tensor) and (value.dim() != 0 or value.requires_grad)
-    ):
-        raise TypeError(f"{name} must be a float, not {type(value).__name__}")
-    return float(value)
 
 
 def uniform(tensor: Tensor, a: Any, b: Any, generator: torch.Generator | None) -> Tensor:
@@ -228,7 +219,7 @@ def random_bits_(tensor: Tensor, *, seed: int, stream: int, offset: int = 0) -> 
         `tensor`.
 
     Raises:
-        TypeError: `tensor` is not int32.
+        TypeError: `tensor` is not int32, or `seed`, `stream` or `offset` is not an integer.
         ValueError: `offset` is outside `[0, 2**66)`.
         RuntimeError: elements of `tensor` share memory.
 
@@ -242,9 +233,10 @@ def random_bits_(tensor: Tensor, *, seed: int, stream: int, offset: int = 0) -> 
         >>> [hex(word % 2**32) for word in words.tolist()]
         ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
     """
+    check_first(tensor, Tensor, "random_bits_")
     if tensor.dtype is not torch.int32:
         raise TypeError(f"random_bits_ fills an int32 tensor, but tensor has dtype {tensor.dtype}")
-    seed, stream, offset = operator.index(seed), operator.index(stream), operator.index(offset)
+    seed, stream, offset = integer(seed, "seed"), integer(stream, "stream"), integer(offset, "offset")
     if not 0 <= offset < 1 << 66:
         raise ValueError(f"random_bits_ needs 0 <= offset < 2**66, but offset is {offset}")
     return fill(tensor, Bits(offset), None, seed, stream)

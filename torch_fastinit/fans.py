@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
+
+from torch_fastinit.arguments import integer
 
 Axes = int | Sequence[int]
 
@@ -38,7 +39,7 @@ def fan_of_axes(shape: Sequence[int], mode: str, in_axis: Axes, out_axis: Axes, 
         raise ValueError(
             f"batch_axis={batch_axis} is also in in_axis={in_axis} or out_axis={out_axis}: a batch is of whole weights"
         )
-    groups = operator.index(groups)
+    groups = integer(groups, "groups")
     if groups != 1 and (groups < 1 or 0 not in inputs ^ outputs or shape[0] % groups):
         raise ValueError(
             f"groups={groups} must divide dimension 0, of {shape[0]} channels, which must be in in_axis or in out_axis"
@@ -64,6 +65,6 @@ def _size(shape: Sequence[int], axes: set[int]) -> int:
 
 def _axes(axis: Axes, shape: Sequence[int], name: str) -> set[int]:
     axes = list(axis) if isinstance(axis, Sequence) else [axis]
-    if not all(-len(shape) <= operator.index(one) < len(shape) for one in axes):
+    if not all(-len(shape) <= integer(one, name) < len(shape) for one in axes):
         raise ValueError(f"{name}={axis} is out of range for a tensor of shape {tuple(shape)}")
     return {one % len(shape) for one in axes}

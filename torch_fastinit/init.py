@@ -44,6 +44,7 @@ from torch.nn.parameter import Parameter
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torch_fastinit import eager
+from torch_fastinit.arguments import number
 from torch_fastinit.fans import Axes, fan, fan_of_axes
 from torch_fastinit.initializers import Dirac, Eye, Sparse, TruncatedNormal
 from torch_fastinit.ops import RANDOM_DTYPES
@@ -199,7 +200,7 @@ def trunc_normal_(
         return tensor
     if tensor.is_complex():
         raise NotImplementedError(f"trunc_normal_ is not implemented for {tensor.dtype}: [a, b] is of real numbers")
-    mean, std, a, b = eager.number(mean, "mean"), eager.number(std, "std"), eager.number(a, "a"), eager.number(b, "b")
+    mean, std, a, b = number(mean, "mean"), number(std, "std"), number(a, "a"), number(b, "b")
     if mean < a - 2 * std or mean > b + 2 * std:
         warnings.warn(
             "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. "
@@ -494,7 +495,7 @@ def variance_scaling_(
     """
     if _has_no_elements(tensor):
         return tensor
-    if not scale > 0.0:
+    if not number(scale, "scale") > 0.0:
         raise ValueError(f"scale must be positive, but found {scale}")
     layout = (in_axis, out_axis, batch_axis, groups)
     return _variance_scaled(tensor, scale, mode, distribution, generator, *layout)
@@ -656,7 +657,7 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch
         raise ValueError("Only tensors with 2 dimensions are supported")
     if eager.is_left_alone(tensor):
         return tensor
-    sparsity, std = eager.number(sparsity, "sparsity"), eager.number(std, "std")
+    sparsity, std = number(sparsity, "sparsity"), number(std, "std")
     if math.ceil(sparsity * tensor.size(0)) < 0:  # ceil raises for what is no number
         raise ValueError(f"sparsity must be 0 or more, but found {sparsity}")
     if not std >= 0.0:

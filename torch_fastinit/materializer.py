@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from torch_fastinit.arguments import check_first, function_or_none, integer
 from torch_fastinit.execution.agreement import Agreement
 from torch_fastinit.execution.executor import Executor, unwritten_elements
 from torch_fastinit.execution.inplace import initialize_in_place
@@ -100,8 +100,8 @@ def materialize(
         `module`.
 
     Raises:
-        TypeError: `module` is not a module, `seed` not an integer, `device`, `dtype` or `names` is or returns something
-            of another type; a key or a value of `init` is of a kind that means nothing.
+        TypeError: `module` is not a module, `seed` not an integer, `device`, `dtype`, `names` or `shards` is or returns
+            something of another type; a key or a value of `init` is of a kind that means nothing.
         ImportError: `progress=True`, and there is no tqdm.
         RuntimeError: a tensor is on the plain meta device and `reset` is False, or no method resets it, or two do so
             differently, or one needs arguments; nothing writes a parameter; torch holds a tensor as it is; the device
@@ -125,13 +125,10 @@ def materialize(
         >>> model[1].weight.sum().item()
         8.0
     """
-    if not isinstance(module, torch.nn.Module):
-        raise TypeError(f"materialize() takes a torch.nn.Module, not {type(module).__name__}")
-    if dtype is not None and not isinstance(dtype, torch.dtype) and not callable(dtype):
-        raise TypeError(f"dtype must be a torch.dtype such as torch.bfloat16, or a function, not {dtype!r}")
+    check_first(module, torch.nn.Module, "materialize")
+    _check(dtype, names, shards, unwritten)
     if replay not in (None, "torch"):
         raise ValueError(f'replay must be None or "torch", not {replay!r}')
-    _check_unwritten(unwritten)
     if replay is not None and seed is not None:
         raise ValueError(
             'replay="torch" takes its random numbers from torch\'s generator: use torch.manual_seed(), not seed='
@@ -143,8 +140,7 @@ def materialize(
         )
     if replay is not None and shards is not None:
         raise ValueError('replay="torch" gives the values of eager construction, which knows no shards')
-    if seed is not None:
-        seed = to_signed(operator.index(seed))
+    seed = _key(seed)
     shown = Progress(progress)
     options = _Options(device, dtype, names, init, replay, verify, reset, unwritten, shards, check, shown)
     back = _surroundings()
@@ -181,10 +177,7 @@ def plan(
         `init=`, it has a column that names each tensor's rule, or says "recorded".
 
     Raises:
-        TypeError: `module` is not a module, or `dtype` is not a dtype or a function that returns one.
-        ValueError: `unwritten` is neither None nor `"zeros"`.
-        RuntimeError, TypeError, ValueError: what `torch_fastinit.materialize` raises of `init`, `reset=True` and
-            `shards`.
+        RuntimeError, TypeError, ValueError: what `torch_fastinit.materialize` raises of these arguments.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -196,9 +189,8 @@ def plan(
         bias    2      float32  Uniform(a=-0.57735, b=0.57735)  8      one pass
         2 tensors, 32 bytes; 100.0% in one pass
     """
-    if not isinstance(module, torch.nn.Module):
-        raise TypeError(f"plan() takes a torch.nn.Module, not {type(module).__name__}")
-    _check_unwritten(unwritten)
+    check_first(module, torch.nn.Module, "plan")
+    _check(dtype, None, shards, unwritten)
     back, prepared = _surroundings(), None
     try:
         gc.disable()  # as in `materialize`
@@ -248,8 +240,8 @@ def initialize(
         `module`.
 
     Raises:
-        TypeError: `module` is not a module, `seed` not an integer, or a key or value of `rules` is of a kind that means
-            nothing.
+        TypeError: `module` is not a module, `seed` not an integer, `names` not a function that returns a string, or a
+            key or value of `rules` is of a kind that means nothing.
         ValueError: a key of `rules` matches no parameter, or none that is left to it.
         RuntimeError: a rule failed, or matches a parameter that is not real yet. The message names the parameter and
             the rule, and nothing has been written.
@@ -261,10 +253,9 @@ def initialize(
         >>> layer.bias.abs().sum().item()
         0.0
     """
-    if not isinstance(module, torch.nn.Module):
-        raise TypeError(f"initialize() takes a torch.nn.Module, not {type(module).__name__}")
-    if seed is not None:
-        seed = to_signed(operator.index(seed))
+    check_first(module, torch.nn.Module, "initialize")
+    _check(names=names)
+    seed = _key(seed)
     targets = targets_of(module)
     note(module, *initialize_in_place(targets, match(rules, module, targets), seed, names))
     return module
@@ -284,7 +275,7 @@ def pin_names(module: torch.nn.Module, *, names: Callable[[str], str] | None = N
         `module`.
 
     Raises:
-        TypeError: `module` is not a module, or `names` returns something that is no string.
+        TypeError: `module` is not a module, or `names` is not a function that returns a string.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -295,8 +286,8 @@ def pin_names(module: torch.nn.Module, *, names: Callable[[str], str] | None = N
         >>> torch.equal(last.weight, fastinit.materialize(model, seed=0)[1].weight)
         True
     """
-    if not isinstance(module, torch.nn.Module):
-        raise TypeError(f"pin_names() takes a torch.nn.Module, not {type(module).__name__}")
+    check_first(module, torch.nn.Module, "pin_names")
+    _check(names=names)
     with outside():
         pin(assign_draws([target for target in targets_of(module) if isinstance(target.tensor, Deferred)], names))
     return module
@@ -406,6 +397,8 @@ def _set_regions(targets: Sequence[Target], shards: Shards) -> None:
         shards = shards.get
     for name, target in named:
         region = shards(name)
+        if region is not None and not isinstance(region, Region):
+            raise TypeError(f"shards: the part for {name!r} must be a fastinit.Region, or None, not {region!r}")
         if region is not None:
             target.region = region
 
@@ -415,9 +408,20 @@ def _one_device(device: torch.device | DeviceOf | None) -> torch.device | None:
     return device if isinstance(device, torch.device) else None
 
 
-def _check_unwritten(unwritten: str | None) -> None:
+def _check(dtype: Any = None, names: Any = None, shards: Any = None, unwritten: Any = None) -> None:
+    """Raise for arguments of kinds that mean nothing."""
+    if dtype is not None and not isinstance(dtype, torch.dtype) and not callable(dtype):
+        raise TypeError(f"dtype must be a torch.dtype such as torch.bfloat16, or a function, not {dtype!r}")
+    function_or_none(names, "names", "a function from a tensor's name to its name in the random stream")
+    if not isinstance(shards, Mapping):
+        function_or_none(shards, "shards", "a mapping from names to fastinit.Region, or a function of a name")
     if unwritten not in (None, "zeros"):
         raise ValueError(f'unwritten must be None or "zeros", not {unwritten!r}')
+
+
+def _key(seed: Any) -> int | None:
+    """A seed, as ops take one."""
+    return None if seed is None else to_signed(integer(seed, "seed"))
 
 
 def _warn_of_equal_blocks(executor: Executor) -> None:

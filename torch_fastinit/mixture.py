@@ -13,7 +13,8 @@ from torch.compiler import is_dynamo_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torch_fastinit import eager
-from torch_fastinit._torch import TorchDispatchMode, is_alias_of
+from torch_fastinit._torch import TorchDispatchMode, graph_break, is_alias_of
+from torch_fastinit.arguments import check_first, number
 from torch_fastinit.codes import MAX_COMPONENTS
 from torch_fastinit.initializers import Constant, Initializer, Mixture, Normal, Uniform
 from torch_fastinit.ops import Fill, constant_words, ready
@@ -50,10 +51,11 @@ def mixture_(
     Raises:
         ValueError: there is no component, or more than 256; a probability is negative or not finite, or they do not
             sum to 1 within 1e-6.
-        TypeError: a component is no pair, or neither a number nor a function.
+        TypeError: `components` is no iterable of pairs, or what is drawn is neither a number nor a function.
         RuntimeError: an initialiser raises, or writes anything else; a parameter that `init` refuses, too, or that is
             not finite in the dtype. The message names the component.
         NotImplementedError: the tensor is complex, or not of a floating-point dtype.
+        torch._dynamo.exc.Unsupported: called under `torch.compile(fullgraph=True)`. Without it, the graph breaks here.
 
     Example:
         >>> import torch, torch_fastinit as fastinit
@@ -66,11 +68,21 @@ def mixture_(
     """
     if has_torch_function_variadic(tensor):
         return handle_torch_function(mixture_, (tensor,), tensor, components, generator=generator)
-    asked = torch.compiler.disable(_mixture) if is_dynamo_compiling() else _mixture  # no graph has what it does
-    return eager.fill(tensor, asked(tensor, list(components)), generator)
+    asked = _mixture
+    if is_dynamo_compiling():  # no graph has what it does
+        graph_break(_NO_GRAPH)
+        asked = torch.compiler.disable(_mixture)
+    return eager.fill(tensor, asked(tensor, components), generator)
 
 
-def _mixture(tensor: Tensor, components: list[Any]) -> Mixture:
+_NO_GRAPH = "fastinit.mixture_ runs its initialisers, which no graph can hold: compile without fullgraph=True"
+
+
+def _mixture(tensor: Tensor, components: Iterable[Any]) -> Mixture:
+    check_first(tensor, Tensor, "mixture_")
+    if not isinstance(components, Iterable):
+        raise TypeError(f"mixture_: components must be pairs of a probability and what is drawn, not {components!r}")
+    components = list(components)
     ready(Fill(tensor, Mixture(())))  # raises for the dtypes that no mixture can be written into
     if not 1 <= len(components) <= MAX_COMPONENTS:
         raise ValueError(f"mixture_ takes 1 to {MAX_COMPONENTS} components, but found {len(components)}")
@@ -80,7 +92,7 @@ def _mixture(tensor: Tensor, components: list[Any]) -> Mixture:
             name = f"mixture_: components[{i}]"
             if not isinstance(component, (tuple, list)) or len(component) != 2:
                 raise TypeError(f"{name} is {component!r}, but a component is a pair: a probability, and what is drawn")
-            probability = eager.number(component[0], f"{name}: a probability")
+            probability = number(component[0], f"{name}: a probability")
             if not 0.0 <= probability < math.inf:
                 raise ValueError(f"{name} has the probability {probability}, but one is 0 or more")
             laws.append((probability, _law(name, tensor, component[1])))
@@ -106,7 +118,7 @@ def _law(name: str, tensor: Tensor, value: Any) -> Initializer:
 
 def _checked(law: Initializer, dtype: torch.dtype) -> Initializer:
     if isinstance(law, Constant):
-        value = eager.number(law.value, "a constant")
+        value = number(law.value, "a constant")
         if math.isnan(value):
             raise RuntimeError("a constant is nan, which no mixture can have")
         constant_words(value, dtype)  # raises for what the dtype cannot hold

@@ -23,10 +23,12 @@ import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from torch_fastinit._torch import watched
+from torch_fastinit.arguments import integer
 from torch_fastinit.backend import DEVICES, provider_for
 from torch_fastinit.codes import DTYPE_CODES, Kind, Op
 from torch_fastinit.initializers import (
@@ -61,6 +63,9 @@ _library.define(
 class Region:
     """The box `[offsets, offsets + tensor.shape)` of a logical tensor of shape `shape`.
 
+    Raises:
+        TypeError: `shape` or `offsets` is not a sequence of integers.
+
     Example:
         >>> import torch, torch_fastinit as fastinit
         >>> with fastinit.deferred():
@@ -73,6 +78,15 @@ class Region:
 
     shape: tuple[int, ...]
     offsets: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        self.shape, self.offsets = _integers(self.shape, "shape"), _integers(self.offsets, "offsets")
+
+
+def _integers(values: Any, name: str) -> tuple[int, ...]:
+    if not isinstance(values, Iterable):
+        raise TypeError(f"Region: {name} must be integers, one a dimension, not {values!r}")
+    return tuple([integer(value, f"Region: one of {name}") for value in values])
 
 
 @dataclass(slots=True)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 
+from torch_fastinit.arguments import check_first
+
 _MASK64 = (1 << 64) - 1
 
 #: Segments that wrapper modules put into names: a wrapped model has the bare model's streams.
@@ -59,11 +61,15 @@ def stream_id(name: str) -> int:
     Returns:
         An integer in `[0, 2**64)`: the little-endian BLAKE2b digest of 8 bytes of the name in UTF-8.
 
+    Raises:
+        TypeError: `name` is not a string.
+
     Example:
         >>> import torch_fastinit as fastinit
         >>> hex(fastinit.stream_id("lm_head.weight"))
         '0x7192019439b6cb46'
     """
+    check_first(name, str, "stream_id")
     return _blake2b_64(name.encode())
 
 

@@ -69,6 +69,10 @@ FLOAT64 = torch.float64
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "none": ([], ValueError, r"1 to 256 components, but found 0"),
     "too many": ([(1 / 257, 0)] * 257, ValueError, r"1 to 256 components, but found 257"),
+    "no components": (0, TypeError, r"components must be pairs of a probability and what is drawn, not 0"),
+    "huge probability": ([(10**400, 1)], OverflowError, r"components\[0\]: a probability is an integer that is too"),
+    "no probability": ([(None, 1)], TypeError, r"components\[0\]: a probability must be a float, not NoneType"),
+    "huge constant": ([(1, 10**400)], RuntimeError, r"components\[0\]: a constant is an integer that is too large"),
     "no pair": ([0.5, (0.5, 1)], TypeError, r"components\[0\] is 0.5, but a component is a pair"),
     "sum": ([(0.5, 0), (0.4, 1)], ValueError, r"sum to 0\.9, "),
     "a little too much": ([(0.5, 0), (0.500002, 1)], ValueError, r"sum to 1\.000002, "),
@@ -154,6 +158,12 @@ def test_a_compiled_call() -> None:
     a = call(torch.empty(50))
     torch.manual_seed(3)
     assert torch.equal(a, fastinit.mixture_(torch.empty(50), D2L))
+
+
+def test_no_graph_holds_one() -> None:
+    call = torch.compile(lambda t: fastinit.mixture_(t, D2L) + 1, backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match=r"fastinit.mixture_ runs its initialisers, .*compile without fullgraph=True"):
+        call(torch.empty(50))
 
 
 @pytest.mark.parametrize("params", [[], [2.0, 1.0, 0.0], [4.0, 1.0, 0.0, 1.0], [2.5, 1.0, 0.0, 1.0]])
@@ -292,3 +302,13 @@ def test_what_is_not_the_whole_tensor_once(law: Any) -> None:
 def test_a_constant_that_the_dtype_cannot_hold() -> None:
     with pytest.raises(RuntimeError, match=r"components\[0\]: .*without overflow"):
         fastinit.mixture_(torch.empty(2, dtype=torch.float16), [(1, 70000)])
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("other", [1.0, init.normal_], ids=["a constant", "a normal"])
+def test_a_negative_zero_keeps_its_sign(dtype: torch.dtype, other: Any) -> None:
+    whole = seeded(torch.empty(999, dtype=dtype), [(0.5, -0.0), (0.5, -0.0)]).double()
+    assert bool((whole == 0).all() and whole.signbit().all())
+    x = seeded(torch.empty(999, dtype=dtype), [(0.3, -0.0), (0.3, 0.0), (0.4, other)]).double()
+    zeros = x[x == 0]
+    assert 200 < int(zeros.signbit().sum()) < 400 and 200 < int((~zeros.signbit()).sum()) < 400

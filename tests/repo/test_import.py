@@ -13,7 +13,7 @@ import pytest
 #: All of its own modules that ``import torch_fastinit`` loads: what a fill needs.
 EAGER = {"torch_fastinit"} | {
     f"torch_fastinit.{name}"
-    for name in "_C _torch backend codes eager fans forks init initializers ops orthogonal stream".split()
+    for name in "_C _torch arguments backend codes eager fans forks init initializers ops orthogonal stream".split()
 }
 
 

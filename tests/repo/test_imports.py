@@ -13,7 +13,7 @@ PACKAGE = ROOT / "torch_fastinit"
 
 #: From below. A module imports from its own floor and from those beneath it. A folder stands for all that is in it.
 FLOORS = (
-    ("_C", "_torch", "codes", "fans", "forks", "stream", "initializers"),
+    ("_C", "_torch", "arguments", "codes", "fans", "forks", "stream", "initializers"),
     ("backend",),
     ("ops", "orthogonal", "shards"),
     ("recording",),

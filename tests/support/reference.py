@@ -602,7 +602,7 @@ def components_of(mixture: Mixture, dtype: str) -> list[tuple[int, int, bool, tu
         else:
             a, b = (law.a, law.b) if isinstance(law, Uniform) else (float(law.value),) * 2
             limits = bounds(a, b, dtype, open_right=a != b) if isinstance(law, Uniform) else None
-            step = (b - a) * unit if limits else 0.0
+            step = (b - a) * unit if limits else math.copysign(0.0, a)
             start = float((f64 if is_wide(dtype) else f32)(a + 0.5 * step))
             start = max(start, limits[0]) if limits else start
             constants = (step, start, start if limits is None or limits[1] == start else limits[1])

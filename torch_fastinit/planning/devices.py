@@ -20,7 +20,7 @@ DeviceOf = Callable[[Target], "torch.device | None"]
 def devices_of(rule: DeviceRule, module: torch.nn.Module, targets: Sequence[Target]) -> torch.device | DeviceOf | None:
     """What `device=` says, checked: one device, or a function that has an answer for each target."""
     if rule is None or (isinstance(rule, (torch.device, str, int)) and not isinstance(rule, bool)):
-        return None if rule is None else torch.device(rule)
+        return _device(rule, "device")
     of_name: Callable[[str, torch.Tensor], Device | None]
     if isinstance(rule, Mapping):
         of_name = _by_prefix(rule, module, targets)
@@ -31,7 +31,7 @@ def devices_of(rule: DeviceRule, module: torch.nn.Module, targets: Sequence[Targ
 
     def device_of(target: Target) -> torch.device | None:
         seen = target.tensor if target.holder is None else target.holder
-        found = {name: _device(of_name(name, seen), name) for name in (target.name, *target.others)}
+        found = {name: _device(of_name(name, seen), f"device for {name!r}") for name in (target.name, *target.others)}
         if len(set(found.values())) > 1:
             said = ", ".join(f"{name!r} to {device}" for name, device in found.items())
             raise RuntimeError(f"{target.name!r} is one tensor with several names, and device= sends {said}")
@@ -55,7 +55,7 @@ def _by_prefix(
             raise ValueError(f"device: no tensor or module has the name {key!r}{hint}")
         if device is None:
             raise TypeError(f"device for {key!r} must be a device, not None")
-        _device(device, key)
+        _device(device, f"device for {key!r}")
 
     def of_name(name: str, tensor: torch.Tensor) -> Device:
         prefix = name
@@ -70,15 +70,15 @@ def _by_prefix(
     return of_name
 
 
-def _device(device: object, name: str) -> torch.device | None:
+def _device(device: object, what: str) -> torch.device | None:
     if device is None or isinstance(device, torch.device):
         return device
     if not isinstance(device, (str, int)) or isinstance(device, bool):
-        raise TypeError(f"device for {name!r} must be a torch.device, its name or its index, not {device!r}")
+        raise TypeError(f"{what} must be a torch.device, its name or its index, not {device!r}")
     try:
         return torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device for {name!r} is {device!r}: {error}") from error
+    except (RuntimeError, OverflowError) as error:
+        raise ValueError(f"{what} is {device!r}: {error}") from error
 
 
 def refuse_split(targets: Sequence[Target], devices: Sequence[torch.device]) -> None:

@@ -1,0 +1,142 @@
+"""Arguments of kinds that mean nothing: one error that names the argument, and nothing has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import torch_fastinit as fastinit
+from torch_fastinit import init
+
+WORDS = torch.zeros(4, dtype=torch.int32)
+
+
+def deferred() -> nn.Module:
+    return fastinit.skip_init(nn.Linear, 3, 2)
+
+
+def materialize(**arguments: Any) -> object:
+    return fastinit.materialize(deferred(), **arguments)
+
+
+def plan(**arguments: Any) -> object:
+    return fastinit.plan(deferred(), **arguments)
+
+
+def pin_names(**arguments: Any) -> object:
+    return fastinit.pin_names(deferred(), **arguments)
+
+
+def initialize(**arguments: Any) -> object:
+    layer = nn.Linear(3, 2)
+    before = layer.weight.detach().clone()
+    try:
+        return fastinit.initialize(layer, {"weight": init.normal_}, **arguments)
+    except Exception:
+        assert torch.equal(layer.weight, before)
+        raise
+
+
+def random_bits(**arguments: Any) -> object:
+    return fastinit.random_bits_(WORDS, **({"seed": 0, "stream": 0} | arguments))
+
+
+@pytest.mark.parametrize("seed", [0.5, 3.0, "x", b"1", [1], torch.ones(2), torch.ones(1), 1j])
+@pytest.mark.parametrize("call", [materialize, initialize, random_bits])
+def test_seeds(call: Callable[..., object], seed: Any) -> None:
+    with pytest.raises(TypeError, match=r"^seed must be an integer, not "):
+        call(seed=seed)
+    assert not WORDS.any()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64 - 1, True, np.int64(3), torch.tensor(3)])
+def test_seeds_that_are_integers(seed: Any) -> None:
+    for call in (materialize, initialize, random_bits):
+        call(seed=seed)
+    WORDS.zero_()
+
+
+@pytest.mark.parametrize("names", [3, "x", {"weight": "a"}])
+@pytest.mark.parametrize(
+    "call", [materialize, initialize, pin_names, lambda names: fastinit.materialize(nn.Linear(1, 1), names=names)]
+)
+def test_names(call: Callable[..., object], names: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"^names must be a function from a tensor's name to its name in the random str"
+    ):
+        call(names=names)
+
+
+T = torch.empty(3)
+PART = fastinit.Region
+WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
+    "no seed": (lambda: random_bits(seed=None), TypeError, "seed must be an integer, not None"),
+    "stream": (lambda: random_bits(stream="a"), TypeError, "stream must be an integer, not 'a'"),
+    "offset": (lambda: random_bits(offset=1.5), TypeError, "offset must be an integer, not 1.5"),
+    "no tensor": (
+        lambda: fastinit.random_bits_(3, seed=0, stream=0),  # type: ignore[arg-type]
+        TypeError,
+        r"random_bits_\(\) takes a tensor, not int",
+    ),
+    "no tensor for a mixture": (
+        lambda: fastinit.mixture_(3, [(1, 1)]),  # type: ignore[arg-type]
+        TypeError,
+        r"mixture_\(\) takes a tensor, not int",
+    ),
+    "stream_id": (lambda: fastinit.stream_id(3), TypeError, r"stream_id\(\) takes a string"),  # type: ignore[arg-type]
+    "Region": (lambda: PART(3, 4), TypeError, "Region: shape must be integers"),  # type: ignore[arg-type]
+    "offsets": (lambda: PART((3,), None), TypeError, "Region: offsets must be integers"),  # type: ignore[arg-type]
+    "a size": (lambda: PART((3.5,), (0,)), TypeError, "Region: one of shape must be an integer, not 3.5"),  # type: ignore[arg-type]
+    "shards": (lambda: materialize(shards=3), TypeError, "shards must be a mapping from names to fastinit.Region"),
+    "shards of a plan": (lambda: plan(shards=3), TypeError, "shards must be a mapping from names to fastinit.Region"),
+    "a part": (
+        lambda: materialize(shards={"weight": ((4, 3), (2, 0))}),
+        TypeError,
+        "shards: the part for 'weight' must be a fastinit.Region",
+    ),
+    "device": (lambda: materialize(device="nope"), ValueError, "device is 'nope': Expected one of cpu"),
+    "device of a plan": (lambda: plan(device="cuda:x"), ValueError, "device is 'cuda:x': Invalid device string"),
+    "a device index": (lambda: materialize(device=-5), ValueError, "device is -5: Device index must not be neg"),
+    "dtype": (
+        lambda: materialize(dtype="float16"),
+        TypeError,
+        "dtype must be a torch.dtype such as torch.bfloat16, or",
+    ),
+    "dtype of a plan": (lambda: plan(dtype=3), TypeError, "dtype must be a torch.dtype such as torch.bfloat16, or a"),
+    "a bound that is too large": (lambda: init.uniform_(T, 0, 10**400), OverflowError, "b is an integer that is too"),
+    "no mean": (partial(init.normal_, T, None), TypeError, "mean must be a float, not NoneType"),
+    "no std": (partial(init.trunc_normal_, T, std=[1]), TypeError, "std must be a float, not list"),
+    "scale": (partial(init.variance_scaling_, T, "a"), TypeError, "scale must be a float, not str"),
+    "axis": (
+        partial(init.variance_scaling_, torch.empty(3, 3), in_axis="a"),
+        TypeError,
+        "in_axis must be an integer, not 'a'",
+    ),
+    "groups": (
+        partial(init.lecun_normal_, torch.empty(4, 2), groups=2.0),
+        TypeError,
+        "groups must be an integer, not 2.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_others(name: str) -> None:
+    call, error, message = WRONG[name]
+    with pytest.raises(error, match=f"^{message}"):
+        call()
+
+
+def test_a_region_takes_any_sequences() -> None:
+    part = fastinit.Region(torch.Size([4, 3]), np.array([2, 0]))  # type: ignore[arg-type]
+    assert part == fastinit.Region((4, 3), (2, 0)) and hash(part)
+    assert {type(n) for n in (*part.shape, *part.offsets)} == {int}
+    lists = {"weight": fastinit.Region([4, 3], [2, 0]), "bias": fastinit.Region([4], [2])}  # type: ignore[arg-type]
+    whole = fastinit.materialize(fastinit.skip_init(nn.Linear, 3, 4), seed=1)
+    assert torch.equal(fastinit.materialize(deferred(), seed=1, shards=lists).weight, whole.weight[2:])
