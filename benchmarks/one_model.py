@@ -16,7 +16,7 @@ import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
+from collections.abc import Callable, Iterator, Sequence  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def poison(device: str) -> bool:
     return all(bool(torch.empty(n, device=device).isnan().all()) for n in sizes)
 
 
-def main() -> None:
+def run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Build the model that the arguments (default: the command line's) ask for; what it cost, and what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("how", choices=WAYS)
@@ -133,7 +134,7 @@ def main() -> None:
     parser.add_argument("--poison", action="store_true", help="fresh memory holds garbage: for a check, not a timing")
     parser.add_argument("--describe", action="store_true", help="also print every tensor's statistics")
     parser.add_argument("--started", type=float, default=FIRST_LINE, help="time.monotonic() of the process's start")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
 
     # Imports, and the opening of the device: all that comes before the first line about a model.
     import torch
@@ -175,8 +176,8 @@ def main() -> None:
     if args.describe:
         result["poisoned"] = poisoned
         result["tensors"] = describe(model)
-    print("\n" + json.dumps(result))
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    print("\n" + json.dumps(run()))
