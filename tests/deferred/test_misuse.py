@@ -340,3 +340,41 @@ def test_in_sequence(seed: int) -> None:
         right += check(misuses, layer, choose.choice(NAMES[layer]))
         calls += len(misuses)
     assert right > 10
+
+
+INDICES = torch.tensor([[0, 1], [1, 0]])
+SPARSE = torch.eye(3).to_sparse()
+NOT_STRIDED: dict[str, Callable[[], Any]] = {
+    "from indices": lambda: torch.sparse_coo_tensor(INDICES, torch.randn(2), (2, 2)),
+    "from lists": lambda: torch.sparse_coo_tensor([[0, 1], [1, 0]], [1.0, 2.0], (2, 2)),
+    "from rows": lambda: torch.sparse_csr_tensor(torch.tensor([0, 1, 2]), torch.tensor([0, 1]), torch.ones(2)),
+    "to_sparse": lambda: torch.eye(3).to_sparse(),
+    "to_sparse_csr": lambda: torch.eye(3).to_sparse_csr(),
+    "zeros": lambda: torch.zeros(2, 2, layout=torch.sparse_coo),
+    "empty": lambda: torch.empty(2, 2, layout=torch.sparse_csr),
+    "nested": lambda: torch.nested.nested_tensor([torch.randn(2), torch.randn(3)]),
+    "mkldnn": lambda: torch.randn(3).to_mkldnn(),
+    "a product with a real one": lambda: torch.sparse.mm(SPARSE, torch.randn(3, 3)),
+    "a real one made dense": lambda: SPARSE.to_dense(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(prototype|beta state|deprecated|invariant)")
+@pytest.mark.parametrize("name", NOT_STRIDED)
+def test_what_is_not_strided_is_refused(name: str) -> None:
+    with fastinit.deferred():
+        before = torch.randn(2)
+        with pytest.raises(NotImplementedError, match=r"\w+.*: a .* tensor cannot be deferred, only strided ones can"):
+            NOT_STRIDED[name]()
+        after = torch.randn(2)  # the context goes on
+    module = nn.Module()
+    module.before, module.after = before, after
+    fastinit.materialize(module, seed=0)
+    assert not torch.equal(module.before, module.after)
+
+
+def test_a_real_sparse_tensor_is_kept() -> None:
+    with fastinit.deferred():
+        module = nn.Linear(2, 2)
+        module.register_buffer("mask", SPARSE)
+    assert fastinit.materialize(module, seed=0).mask is SPARSE

@@ -20,7 +20,7 @@ from torch_fastinit.recording.memoryless import is_collective, no_memory
 from torch_fastinit.recording.outsiders import mark, run_on_meta, set_storage, set_tensor
 from torch_fastinit.recording.replay import evaluate, run_alone
 from torch_fastinit.recording.schema import Signature, signature_of
-from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, transform
+from torch_fastinit.recording.tape import Entry, NotStridedError, Storage, Tape, Value, transform
 from torch_fastinit.recording.tensor import (
     Deferred,
     adopt,
@@ -141,7 +141,10 @@ _SPECIAL: dict[Any, Callable[[Any, Any, Any], Any]] = {
 
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     """Every operation inside a context, and every operation on a deferred tensor outside."""
-    return _SPECIAL.get(func, _record_operation)(func, args, kwargs)
+    try:
+        return _SPECIAL.get(func, _record_operation)(func, args, kwargs)
+    except NotStridedError as error:
+        raise NotImplementedError(f"{func}: {error}") from None
 
 
 class _Recorder(TorchDispatchMode):

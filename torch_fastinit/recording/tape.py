@@ -27,6 +27,20 @@ _CPU = torch.device("cpu")
 clock = itertools.count()
 
 
+class NotStridedError(NotImplementedError):
+    """A tensor that has no strided memory of its own cannot be recorded."""
+
+
+def check_strided(tensor: torch.Tensor) -> None:
+    """Raise for tensors of which no storage, strides and dtype say all: sparse, quantized, nested and opaque ones."""
+    if tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested:
+        return
+    kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout)
+    raise NotStridedError(
+        f"a {kind} tensor cannot be deferred, only strided ones can: make it before the context, or after `materialize`"
+    )
+
+
 class Storage:
     """The memory that a recorded tensor would have, and the entries that wrote it, oldest first.
 
@@ -74,6 +88,7 @@ class Value:
     __slots__ = ("_span", "_view", "parent", "shadow", "storage")
 
     def __init__(self, shadow: torch.Tensor, storage: Storage, parent: Value | None = None):
+        check_strided(shadow)
         self.shadow = shadow
         self.storage = storage
         self.parent = parent

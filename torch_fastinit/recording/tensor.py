@@ -31,7 +31,7 @@ from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.memory import allocate, as_real, span
 from torch_fastinit.recording.memoryless import check_outside, makes_real, no_memory, storage_of
 from torch_fastinit.recording.replay import closure, evaluate
-from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, clock, need, transform
+from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, check_strided, clock, need, transform
 
 aten = torch.ops.aten
 _META = torch.device("meta")
@@ -406,6 +406,7 @@ def _reseat(shadow: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
 
 def adopt(real: torch.Tensor, tape: Tape) -> Value:
     """A real tensor as a value that shares its memory."""
+    check_strided(real)
     storage = real.untyped_storage()
     base = torch.empty(storage.nbytes(), dtype=torch.uint8, device=_META)
     value = Value(_reseat(real, base), Storage(base, real.device, tape))
