@@ -90,8 +90,8 @@ def _can_gather(tensor: DTensor) -> bool:
 def different(model: nn.Module, indices: nn.Module, expected: nn.Module, strip: str = "") -> list[str]:
     """The names of tensors of `model` that are not what `indices`, sharded alike, says of `expected`.
 
-    `full_tensor()` is compared, too, where torch can gather: it cannot where the mesh does not divide strided shards, and
-    torch 2.10 not always where two dimensions of the mesh shard.
+    `full_tensor()` is compared, too, where torch can gather: it cannot where the mesh does not divide strided shards,
+    and torch 2.10 not always where two dimensions of the mesh shard.
     """
     want = {**dict(expected.named_parameters(remove_duplicate=False)), **dict(expected.named_buffers())}
     where = dict(indices.named_parameters(remove_duplicate=False))
