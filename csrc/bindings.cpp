@@ -453,7 +453,7 @@ PYBIND11_MODULE(_C, m) {
         }
         py::list out;
         for (const fastinit::Statistics& s : found) {
-          out.append(py::make_tuple(s.count, s.mean, s.squares, s.min, s.max, s.zeros, s.nonfinite));
+          out.append(py::make_tuple(s.count, s.mean, s.std, s.min, s.max, s.zeros, s.nonfinite));
         }
         return out;
       },

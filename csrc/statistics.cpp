@@ -43,41 +43,52 @@ const char* at(const Span& span, int64_t element) {
 constexpr int64_t kPiece = 1 << 16;  // whatever the threads: the sums are made in one order
 constexpr int64_t kRun = 256;        // elements side by side of a sample
 
-}  // namespace
+// A power of two, in which numbers of at most `top` have squares and differences that double holds.
+double unit_of(double top) {
+  if (!(top > 0x1p450) && !(top > 0 && top < 0x1p-450)) return 1;
+  int exponent;
+  frexp(top, &exponent);
+  return ldexp(1, std::clamp(-exponent, -1000, 1000));
+}
 
-std::vector<Statistics> statistics(const std::vector<Span>& spans, int threads) {
+// A span, whose elements are taken as `unit * x - unit * shift`.
+struct Shifted {
+  Span span;
+  double shift, unit;
+};
+
+std::vector<Sums> sums_of(const std::vector<Shifted>& all, int threads) {
   const StatisticsKernels& k = kernels();
+  const Sums none{0, 0, INFINITY, -INFINITY, 0, 0};
   struct Piece {
-    size_t span;
+    size_t of;
     int64_t begin;
     Sums sums;
   };
   std::vector<Piece> pieces;
-  std::vector<double> shifts;
-  for (size_t s = 0; s < spans.size(); ++s) {
-    // A shift by about the mean keeps the digits of a deviation that is small beside it.
-    double first = 0;
-    if (size_of(spans[s].dtype) > 0 && spans[s].count > 0) k.as_doubles(spans[s].data, 1, spans[s].dtype, &first);
-    shifts.push_back(isfinite(first) ? first : 0);
-    for (int64_t at = 0; at < spans[s].count; at += kPiece)
-      pieces.push_back({s, at, {0, 0, INFINITY, -INFINITY, 0, 0}});
+  for (size_t s = 0; s < all.size(); ++s) {
+    for (int64_t begin = 0; begin < all[s].span.count; begin += kPiece) pieces.push_back({s, begin, none});
   }
+  const auto add = [&](const Shifted& one, int64_t begin, int64_t count, Sums& sums) {
+    const void* data = at(one.span, begin);
+    if (one.unit == 1) return k.block(data, count, one.span.dtype, one.shift, sums);
+    double x[kBlock];
+    k.as_doubles(data, count, one.span.dtype, x);
+    for (int64_t i = 0; i < count; ++i) x[i] *= one.unit;
+    k.block(x, count, DType::f64, one.shift * one.unit, sums);
+  };
   constexpr size_t kTogether = 16;  // small tensors, a call for several
   const auto run = [&](size_t i) {
     for (size_t p = i * kTogether; p < std::min(pieces.size(), (i + 1) * kTogether); ++p) {
-      const Span& span = spans[pieces[p].span];
-      const int64_t end = std::min(span.count, pieces[p].begin + kPiece);
-      for (int64_t b = pieces[p].begin; b < end; b += kBlock) {
-        k.block(at(span, b), std::min(kBlock, end - b), span.dtype, shifts[pieces[p].span], pieces[p].sums);
-      }
+      const Shifted& one = all[pieces[p].of];
+      const int64_t end = std::min(one.span.count, pieces[p].begin + kPiece);
+      for (int64_t b = pieces[p].begin; b < end; b += kBlock) add(one, b, std::min(kBlock, end - b), pieces[p].sums);
     }
   };
   in_parallel(threads, (pieces.size() + kTogether - 1) / kTogether, run);
-  std::vector<Statistics> found;
-  for (const Span& span : spans) found.push_back({span.count, 0, 0, NAN, NAN, INFINITY, -INFINITY});
-  std::vector<Sums> totals(spans.size(), Sums{0, 0, INFINITY, -INFINITY, 0, 0});
+  std::vector<Sums> totals(all.size(), none);
   for (const Piece& piece : pieces) {
-    Sums& total = totals[piece.span];
+    Sums& total = totals[piece.of];
     total.sum += piece.sums.sum;
     total.squares += piece.sums.squares;
     total.min = std::min(total.min, piece.sums.min);
@@ -85,17 +96,41 @@ std::vector<Statistics> statistics(const std::vector<Span>& spans, int threads) 
     total.zeros += piece.sums.zeros;
     total.nonfinite += piece.sums.nonfinite;
   }
-  for (size_t s = 0; s < spans.size(); ++s) {
-    const Sums& total = totals[s];
-    Statistics& one = found[s];
-    one.zeros = total.zeros;
-    one.nonfinite = total.nonfinite;
-    const double finite = static_cast<double>(one.count - one.nonfinite);
+  return totals;
+}
+
+}  // namespace
+
+std::vector<Statistics> statistics(const std::vector<Span>& spans, int threads) {
+  std::vector<Shifted> all;
+  for (const Span& span : spans) {
+    // A shift by about the mean keeps the digits of a deviation that is small beside it.
+    double first = 0;
+    if (size_of(span.dtype) > 0 && span.count > 0) kernels().as_doubles(span.data, 1, span.dtype, &first);
+    all.push_back({span, isfinite(first) ? first : 0, 1});
+  }
+  std::vector<Sums> totals = sums_of(all, threads);
+  std::vector<size_t> far;  // where double ends: once more, in units of their own
+  std::vector<Shifted> again;
+  for (size_t s = 0; s < all.size(); ++s) {
+    all[s].unit = unit_of(std::max(-totals[s].min, totals[s].max));
+    if (all[s].unit == 1) continue;
+    far.push_back(s);
+    again.push_back(all[s]);
+  }
+  const std::vector<Sums> in_units = sums_of(again, threads);
+  for (size_t i = 0; i < far.size(); ++i) {
+    totals[far[i]].sum = in_units[i].sum;
+    totals[far[i]].squares = in_units[i].squares;
+  }
+  std::vector<Statistics> found;
+  for (size_t s = 0; s < all.size(); ++s) {
+    const auto& [sum, squares, min, max, zeros, nonfinite] = totals[s];
+    found.push_back({all[s].span.count, zeros, nonfinite, NAN, NAN, min, max});
+    const double finite = static_cast<double>(all[s].span.count - nonfinite), unit = all[s].unit;
     if (finite == 0) continue;
-    one.min = total.min;
-    one.max = total.max;
-    one.mean = shifts[s] + total.sum / finite;
-    one.squares = std::max(0.0, total.squares - total.sum * (total.sum / finite));
+    found[s].mean = (all[s].shift * unit + sum / finite) / unit;
+    found[s].std = sqrt(std::max(0.0, squares - sum * (sum / finite)) / finite) / unit;
   }
   return found;
 }
@@ -109,7 +144,8 @@ std::vector<std::vector<int64_t>> histograms(const std::vector<Span>& spans, con
   std::vector<std::vector<int64_t>> counts(spans.size(), std::vector<int64_t>(static_cast<size_t>(bins)));
   in_parallel(threads, spans.size(), [&](size_t s) {
     const Span& span = spans[s];
-    const Range range = ranges[s];
+    const double unit = unit_of(std::max(fabs(ranges[s].low), fabs(ranges[s].high)));
+    const Range range{ranges[s].low * unit, ranges[s].high * unit};
     const double scale = range.high > range.low ? bins / (range.high - range.low) : 0;
     const int64_t runs = (span.count + kRun - 1) / kRun, step = std::max<int64_t>(1, (runs * kRun + most - 1) / most);
     const double last = bins - 1;
@@ -126,7 +162,7 @@ std::vector<std::vector<int64_t>> histograms(const std::vector<Span>& spans, con
       }
       k.as_doubles(at(span, r * kRun), size, span.dtype, x);
       for (int64_t i = 0; i < size; ++i) {
-        const double place = (x[i] - range.low) * scale;
+        const double place = (x[i] * unit - range.low) * scale;
         const double inside = std::min(std::max(0.0, place), last);
         places[i] = x[i] - x[i] == 0 ? static_cast<int>(inside) : bins;
       }

@@ -33,7 +33,7 @@ constexpr int64_t kBlock = 1 << 12;
 
 struct Statistics {
   int64_t count, zeros, nonfinite;
-  double mean, squares, min, max;  // of the finite elements; `squares` of their differences from the mean
+  double mean, std, min, max;  // of the finite elements
 };
 
 // The same bits on any number of threads and any instruction set. Throws std::invalid_argument for a dtype that it

@@ -32,9 +32,9 @@ def fill_cuda(fills: Iterable[Any], codes: dict[Any, int], device: int, stream: 
 def statistics(
     spans: list[tuple[int, int, int]], threads: int
 ) -> list[tuple[int, float, float, float, float, int, int]]:
-    """Of each span: count, mean, sum of squared differences from the mean, least, largest, zeros, not finite.
+    """Of each span: count, mean, standard deviation, least, largest, zeros, not finite.
 
-    Mean, squares and bounds are of the finite elements. The bits are the same on any number of threads.
+    Mean, deviation and bounds are of the finite elements. The bits are the same on any number of threads.
     """
 
 def histograms(

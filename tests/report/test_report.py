@@ -88,6 +88,37 @@ def test_what_is_written_is_as_promised(name: str, dtype: torch.dtype) -> None:
     assert row.expected_zeros is not None and row.zeros == pytest.approx(row.expected_zeros, rel=0.1, abs=300)
 
 
+@pytest.mark.parametrize("scale", [5e-324, 1e-310, 1e-290, 1e-200, 1e-160, 1e160, 1e200, 1e306])
+def test_float64_keeps_its_promises_to_both_ends(scale: float) -> None:
+    """Where a fill's own steps are subnormal, nothing is promised but constants."""
+    for name, init in {
+        "uniform": lambda w: nn.init.uniform_(w, -scale, scale),
+        "normal": lambda w: nn.init.normal_(w, 0, scale),
+        "truncated": lambda w: nn.init.trunc_normal_(w, 0, scale, -2 * scale, 2 * scale),
+        "constant": lambda w: nn.init.constant_(w, scale),
+        "partly zero": lambda w: (nn.init.normal_(w, 0, scale), w.data[5:9].zero_()),
+    }.items():
+        with fastinit.deferred():
+            module = nn.Embedding(256, 256, dtype=torch.float64)
+            init(module.weight)
+        row = only(fastinit.materialize(module, seed=0))
+        assert row.faults == ()
+        assert (row.expected_std is None) == (scale < 1e-300 and name != "constant")
+        module.weight.data.mul_(2)
+        if row.expected_std is None:
+            assert only(module).faults == ()
+        else:
+            assert row.std == pytest.approx(row.expected_std, rel=0.03)
+            assert any(fault.startswith("deviation ") for fault in only(module).faults)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-33, 1e-28, 1e36])
+def test_float32_near_its_ends(scale: float) -> None:
+    for init in (nn.init.uniform_, nn.init.normal_):
+        row = only(layer(lambda w, init=init: init(w, -scale, scale)))  # type: ignore[misc]
+        assert row.faults == () and (row.expected_std is None) == (scale < 1e-30)
+
+
 def test_statistics_are_those_of_torch() -> None:
     model = sample_model()
     for row in fastinit.report(model).rows:

@@ -77,10 +77,25 @@ def test_a_small_deviation_beside_a_large_mean_keeps_its_digits() -> None:
     assert statistics([tensor])[0].std == pytest.approx(tensor.numpy().std(), rel=1e-6)
 
 
+@pytest.mark.parametrize("top", [5e-324, 1e-310, 1e-200, 1e-150, 1e150, 1e200, 1.7e308])
+def test_the_ends_of_double_have_statistics(top: float, isa: str) -> None:
+    torch.manual_seed(0)
+    tensor = (torch.rand(10_000, dtype=torch.float64) * 2 - 1) * top
+    tensor[4], tensor[-2] = top, -top
+    for one in (tensor, tensor[::2], torch.full((100,), top, dtype=torch.float64)):
+        values, found = one.numpy().astype(np.longdouble).ravel(), statistics([one])[0]
+        assert (found.min, found.max, found.zeros) == (values.min(), values.max(), (values == 0).sum())
+        assert abs(found.mean - values.mean(dtype=np.longdouble)) <= max(1e-15 * top, 5e-324)
+        assert abs(found.std - values.std()) <= max(1e-11 * top, 5e-324)
+        counts = np.histogram(values / top, BINS, (-1, 1))[0]
+        assert histograms([one], [(-top, top)]) == [counts.tolist()]
+
+
 def test_what_does_not_lie_ready_goes_through_torch() -> None:
     torch.manual_seed(0)
     base = torch.randn(64, 96)
     tensors = [base[:, ::2], base.t(), base[3:5].expand(4, 2, 96), torch.arange(7), base > 0, torch.randint(9, (5, 5))]
+    tensors.append(base.double()[:, ::2])
     for found, tensor in zip(statistics(tensors), tensors, strict=True):
         check(found, tensor)
     complexes = torch.view_as_complex(base.reshape(64, 48, 2))
@@ -93,11 +108,13 @@ def test_chunks_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.randn(50, 3)[:, 1]
     tensor[3], tensor[10:20] = 0, math.nan
     check(statistics([tensor])[0], tensor)
+    far = statistics([torch.tensor([[1e200, 0], [-1e200, 0]], dtype=torch.float64).repeat(10, 1)[:, 0]])[0]
+    assert (far.mean, far.std) == (0, 1e200)
 
 
 def test_histograms_are_those_of_numpy() -> None:
     torch.manual_seed(0)
-    for tensor in (torch.randn(1000), torch.randn(5000).half(), torch.randn(700, 2)[:, 0]):
+    for tensor in (torch.randn(1000), torch.randn(5000).half(), torch.randn(700, 2, dtype=torch.float64)[:, 0]):
         values = tensor.double().numpy()
         counts = np.histogram(values.clip(-2, 2), BINS, (-2, 2))[0]
         assert histograms([tensor], [(-2.0, 2.0)]) == [counts.tolist()]

@@ -25,8 +25,15 @@ _REAL: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 CELLS = 1 << 13
 #: A float32 is as good as a real number here, but for the last bits of a bound,
 _LAST_BITS = 2.0**-21
-#: and where all values are so near to one another that their last bits make the distribution.
+#: and where all values are so near to one another, or to zero (where a fill's steps are subnormal: `_resolved`), that
+#: their last bits make the distribution.
 _RESOLVED = {torch.float32: 2.0**-13, torch.float64: 2.0**-42}
+
+
+def unit_of(*numbers: float) -> float:
+    """A power of two in which these are at most 1, so that their squares are neither infinite nor lost."""
+    exponent = math.frexp(max(map(abs, numbers)))[1]
+    return math.ldexp(1.0, max(-1000, min(-exponent, 1000)))
 
 
 @dataclass(slots=True)
@@ -40,26 +47,28 @@ class Law:
     #: Of cells around the points, over which their masses are spread; None if the points are all the values there are.
     edges: torch.Tensor | None = None
     mean: float = field(init=False)
-    variance: float = field(init=False)
+    std: float = field(init=False)
     #: The probability of a zero.
     zero: float = field(init=False)
     _below: torch.Tensor = field(init=False)  # the mass up to each point
     _known: dict[object, Any] = field(init=False, default_factory=dict)  # answers: many tensors have one law
 
     def __post_init__(self) -> None:
-        moments = self.masses * self.points
-        self.mean = float((moments + moments.flip(0)).sum() / 2)  # of a symmetric law 0, in whatever order it is summed
-        self.variance = float(self.masses @ (self.points - self.mean) ** 2)
+        unit = unit_of(self.low, self.high)
+        moments = self.masses * (self.points * unit)
+        mean = float((moments + moments.flip(0)).sum() / 2)  # of a symmetric law 0, in whatever order it is summed
+        self.mean, self.std = mean / unit, math.sqrt(float(self.masses @ (self.points * unit - mean) ** 2)) / unit
         self.zero = float(self.masses[self.points == 0].sum()) if self.edges is None else 0.0
         self._below = self.masses.cumsum(0)
 
-    def squares(self, centre: float) -> tuple[float, float]:
-        """Mean and variance of `(x - centre)**2`."""
-        if centre not in self._known:
-            squares = (self.points - centre) ** 2
+    def squares(self, centre: float, unit: float = 1.0) -> tuple[float, float]:
+        """Mean and variance of `(x * unit - centre * unit)**2`."""
+        key = (centre, unit)
+        if key not in self._known:
+            squares = (self.points * unit - centre * unit) ** 2
             mean = float(self.masses @ squares)
-            self._known[centre] = mean, float(self.masses @ (squares - mean) ** 2)
-        return self._known[centre]  # type: ignore[no-any-return]
+            self._known[key] = mean, float(self.masses @ (squares - mean) ** 2)
+        return self._known[key]  # type: ignore[no-any-return]
 
     def up_to(self, x: float) -> float:
         """The probability of a value of at most `x`, or that and a point more."""
@@ -75,7 +84,8 @@ class Law:
         """The mass in each of equal parts of [low, high]; what lies outside is given to the ends."""
         key = (low, high, parts)
         if key not in self._known:
-            edges = torch.linspace(low, high, parts + 1, **_REAL)
+            right = torch.linspace(0.0, 1.0, parts + 1, **_REAL)
+            edges = low * (1 - right) + high * right
             place = torch.searchsorted(edges, self.points, right=True).sub_(1).clamp_(0, parts - 1)
             self._known[key] = torch.zeros(parts, **_REAL).index_add_(0, place, self.masses).tolist()
         return self._known[key]  # type: ignore[no-any-return]
@@ -248,4 +258,6 @@ def _after(law: Law, step: Step) -> Law | None:
 
 
 def _resolved(low: float, high: float, dtype: torch.dtype) -> bool:
-    return high - low >= _RESOLVED.get(dtype, 0.0) * max(abs(low), abs(high))
+    made = torch.finfo(torch.float64 if dtype is torch.float64 else torch.float32)
+    near = _RESOLVED.get(dtype, 0.0) * max(abs(low), abs(high))
+    return max(near, made.tiny / made.eps) <= high - low < math.inf

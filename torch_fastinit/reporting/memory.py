@@ -21,21 +21,18 @@ SAMPLE, BINS = 1 << 16, 49
 
 @dataclass(slots=True)
 class Statistics:
-    """Of `count` elements; all but `zeros` and `nonfinite` are of the finite ones, `squares` about their mean."""
+    """Of `count` elements; all but `zeros` and `nonfinite` are of the finite ones.
+
+    `std` is of the elements as they are: divided by their number.
+    """
 
     count: int
     mean: float
-    squares: float
+    std: float
     min: float
     max: float
     zeros: int
     nonfinite: int
-
-    @property
-    def std(self) -> float:
-        """The standard deviation (of the elements as they are: divided by their number)."""
-        finite = self.count - self.nonfinite
-        return math.sqrt(self.squares / finite) if finite else math.nan
 
     def __add__(self, other: Statistics) -> Statistics:
         """Of the elements of both."""
@@ -43,19 +40,14 @@ class Statistics:
         if n == 0 or m == 0:
             one, none = (other, self) if n == 0 else (self, other)
             return Statistics(
-                one.count + none.count,
-                one.mean,
-                one.squares,
-                one.min,
-                one.max,
-                one.zeros,
-                one.nonfinite + none.nonfinite,
+                one.count + none.count, one.mean, one.std, one.min, one.max, one.zeros, one.nonfinite + none.nonfinite
             )
-        apart = other.mean - self.mean
+        a, b = n / (n + m), m / (n + m)
+        root, apart = math.sqrt(a * b), self.mean / 2 - other.mean / 2  # halves, whose difference is finite
         return Statistics(
             self.count + other.count,
-            self.mean + apart * (m / (n + m)),
-            self.squares + other.squares + apart * apart * (n / (n + m)) * m,
+            self.mean * a + other.mean * b,
+            math.hypot(self.std * math.sqrt(a), other.std * math.sqrt(b), apart * 2 * root),
             min(self.min, other.min),
             max(self.max, other.max),
             self.zeros + other.zeros,
@@ -83,7 +75,7 @@ def statistics(tensors: Sequence[torch.Tensor]) -> list[Statistics]:
         if i not in found:
             total = Statistics(0, math.nan, math.nan, math.inf, -math.inf, 0, 0)
             for chunk in real.reshape(-1).split(_CHUNK):
-                total += _of([chunk.to(device="cpu", dtype=torch.float64)])[0]
+                total += _of([_copied(chunk)])[0]
             found[i] = total
     return [found[i] for i in range(len(reals))]
 
@@ -95,7 +87,7 @@ def histograms(tensors: Sequence[torch.Tensor], ranges: Sequence[tuple[float, fl
     for real in reals:
         if not _lies_ready(real):
             flat = real.reshape(-1)
-            real = flat[:: max(1, len(flat) // SAMPLE)].to(device="cpu", dtype=torch.float64)
+            real = _copied(flat[:: max(1, len(flat) // SAMPLE)])
         held.append(real)
     return _C.histograms(_spans(held), list(ranges), BINS, SAMPLE, torch.get_num_threads())
 
@@ -113,6 +105,10 @@ def _real(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     return tensor.resolve_neg()
+
+
+def _copied(real: torch.Tensor) -> torch.Tensor:
+    return real.to(device="cpu", dtype=torch.float64).contiguous()
 
 
 def _lies_ready(real: torch.Tensor) -> bool:

@@ -23,13 +23,13 @@ Part = tuple[Law, int]
 class Expected:
     """What a tensor's statistics are expected to be: those of independent values, `count` of them in all.
 
-    A value's mean is `mean`; `variance` is that of the values about it, and so that of a value picked at random.
+    A value's mean is `mean`; `std` is that of the values about it, and so that of a value picked at random.
     """
 
     parts: Sequence[Part]
     count: int
     mean: float
-    variance: float
+    std: float
     zeros: float
     low: float
     high: float
@@ -37,21 +37,17 @@ class Expected:
     @staticmethod
     def of(parts: Sequence[Part]) -> Expected:
         count = sum(n for _, n in parts)
-        mean = sum(law.mean * n for law, n in parts) / count
-        variance = sum((law.variance + (law.mean - mean) ** 2) * n for law, n in parts) / count
+        mean = sum(law.mean * (n / count) for law, n in parts)
+        apart = (x * math.sqrt(n / count) for law, n in parts for x in (law.std, law.mean - mean))
         return Expected(
             parts,
             count,
             mean,
-            variance,
+            math.hypot(*apart),
             sum(law.zero * n for law, n in parts),
             min(law.low for law, _ in parts),
             max(law.high for law, _ in parts),
         )
-
-    @property
-    def std(self) -> float:
-        return math.sqrt(self.variance)
 
     def shares(self, low: float, high: float, parts: int) -> list[float]:
         """The expected share of the values in each of equal parts of [low, high], the ends with all outside."""

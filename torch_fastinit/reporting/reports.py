@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +124,7 @@ def _promises(plan: Plan) -> dict[str, Promise]:
     }
 
 
+_LARGEST = sys.float_info.max
 #: What is reported, whether anything was promised of it or not.
 _ROLES = ("parameter", "buffer")
 
@@ -162,14 +165,14 @@ def _measure(targets: list[Target], promises: Mapping[str, Promise], probability
     read = [i for i, (local, note) in enumerate(zip(tensors, notes, strict=True)) if not note and local.numel()]
     found = dict(zip(read, statistics([tensors[i] for i in read]), strict=True))
     wanted = {i: _expected(promises.get(targets[i].name), tensors[i]) for i in read}
-    level = probability / TESTS / max(1, len(read))
+    limit = math.log(TESTS * max(1, len(read))) - math.log(probability)
     drawn = [i for i in read if found[i].nonfinite < found[i].count]
     ranges = [_range(found[i], wanted[i]) for i in drawn]
     shown = zip(drawn, histograms([tensors[i] for i in drawn], ranges), ranges, strict=True)
     pictures = {i: _histogram(counts, low, high, wanted[i]) for i, counts, (low, high) in shown}
     return [
         _measured(
-            target, tensors[i], notes[i], promises.get(target.name), found.get(i), wanted.get(i), level, pictures.get(i)
+            target, tensors[i], notes[i], promises.get(target.name), found.get(i), wanted.get(i), limit, pictures.get(i)
         )
         for i, target in enumerate(targets)
     ]
@@ -201,7 +204,7 @@ def _range(found: Statistics, wanted: Expected | None) -> tuple[float, float]:
         low = max(wanted.low, wanted.mean - 4.5 * wanted.std)
         high = min(wanted.high, wanted.mean + 4.5 * wanted.std)
     if low == high:
-        low, high = low - 0.5 - abs(low) / 2, high + 0.5 + abs(high) / 2
+        low, high = max(low - 0.5 - abs(low) / 2, -_LARGEST), min(high + 0.5 + abs(high) / 2, _LARGEST)
     return low, high
 
 
@@ -219,7 +222,7 @@ def _measured(
     promise: Promise | None,
     found: Statistics | None,
     wanted: Expected | None,
-    level: float,
+    limit: float,
     histogram: Histogram | None,
 ) -> Measured:
     one = None if promise is None else promise.assignment
@@ -249,7 +252,7 @@ def _measured(
         None if wanted is None else wanted.zeros,
         None if wanted is None else wanted.low,
         None if wanted is None else wanted.high,
-        tuple(faults(found, wanted, level)),
+        tuple(faults(found, wanted, limit)),
         note,
         tied,
         histogram,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from torch_fastinit.reporting.laws import Law
+from torch_fastinit.reporting.laws import Law, unit_of
 from torch_fastinit.reporting.memory import Statistics
 from torch_fastinit.reporting.promises import Expected
 
@@ -22,8 +22,8 @@ TESTS = 8
 _MEAN, _VARIANCE, _ZEROS, _GRID = 1e-5, 1e-5, 1e-3, 2.0**-22
 
 
-def faults(found: Statistics, expected: Expected | None, level: float) -> Iterator[str]:
-    """What is off, in words; `level` is the probability of each test's failing by chance."""
+def faults(found: Statistics, expected: Expected | None, limit: float) -> Iterator[str]:
+    """What is off, in words; `exp(-limit)` is the probability of each test's failing by chance."""
     if found.nonfinite:
         yield f"{found.nonfinite:,} not finite"
     if expected is None:
@@ -37,23 +37,23 @@ def faults(found: Statistics, expected: Expected | None, level: float) -> Iterat
         yield f"maximum {found.max:.4g} above {expected.high:.4g}"
     if found.nonfinite:
         return
-    n, limit = found.count, -math.log(level)
-    mean, std = expected.mean, expected.std
-    spread = sum(law.variance * count for law, count in expected.parts)
-    away = n * (found.mean - mean)
-    reach = max(law.high - law.mean if away > 0 else law.mean - law.low for law, _ in expected.parts)
+    n, unit = found.count, unit_of(found.min, found.max, expected.low, expected.high)
+    mean, std, apart = expected.mean * unit, expected.std * unit, found.mean * unit - expected.mean * unit
+    spread = sum((law.std * unit) * (law.std * unit) * count for law, count in expected.parts)
+    away = n * apart
+    reach = unit * max(law.high - law.mean if away > 0 else law.mean - law.low for law, _ in expected.parts)
     if _exponent(abs(away) - n * (_MEAN * std + 1e-9 * abs(mean)), spread, reach) > limit:
-        yield f"mean {found.mean:.4g}, not {mean:.4g}"
-    squares = found.squares + n * (found.mean - mean) ** 2
-    of_parts = [(law, *law.squares(mean), count) for law, count in expected.parts]
-    away = squares - n * expected.variance
-    reach = max(_reach(law, mean, average, up=away > 0) for law, average, _, _ in of_parts)
+        yield f"mean {found.mean:.4g}, not {expected.mean:.4g}"
+    squares = n * ((found.std * unit) ** 2 + apart**2)
+    of_parts = [(law, *law.squares(expected.mean, unit), count) for law, count in expected.parts]
+    away = squares - n * std**2
+    reach = max(_reach(law, expected.mean, unit, average, up=away > 0) for law, average, _, _ in of_parts)
     spread = sum(variance * count for _, _, variance, count in of_parts)
-    rounding = n * (_VARIANCE * expected.variance + 1e-12 * mean**2)
+    rounding = n * (_VARIANCE * std**2 + 1e-12 * mean**2)
     if _exponent(abs(away) - rounding, spread, reach) > limit:
-        yield f"deviation {math.sqrt(squares / n):.4g}, not {std:.4g}"
+        yield f"deviation {math.sqrt(squares / n) / unit:.4g}, not {expected.std:.4g}"
     away = found.zeros - expected.zeros
-    random = [(law.zero, count) for law, count in expected.parts if law.variance > 0]
+    random = [(law.zero, count) for law, count in expected.parts if law.std > 0]
     spread = sum(max(zero, _GRID) * (1 - zero) * count for zero, count in random)
     rounding = sum((_ZEROS * zero + _GRID) * count for zero, count in random)
     if _exponent(abs(away) - rounding, spread, 1.0 if random else 0.0) > limit:
@@ -64,9 +64,9 @@ def faults(found: Statistics, expected: Expected | None, level: float) -> Iterat
         yield f"minimum {found.min:.4g}, too near"
 
 
-def _reach(law: Law, centre: float, average: float, *, up: bool) -> float:
-    """How far above, or below, its average `(x - centre)**2` may be."""
-    ends = (law.low - centre) ** 2, (law.high - centre) ** 2
+def _reach(law: Law, centre: float, unit: float, average: float, *, up: bool) -> float:
+    """How far above, or below, its average `(x * unit - centre * unit)**2` may be."""
+    ends = [(end * unit - centre * unit) ** 2 for end in (law.low, law.high)]
     if up:
         return max(ends) - average
     return average - (0.0 if law.low <= centre <= law.high else min(ends))
