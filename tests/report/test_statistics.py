@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_fastinit import _C
 from torch_fastinit.codes import DTYPE_CODES
@@ -99,8 +100,10 @@ def test_what_does_not_lie_ready_goes_through_torch() -> None:
     for found, tensor in zip(statistics(tensors), tensors, strict=True):
         check(found, tensor)
     complexes = torch.view_as_complex(base.reshape(64, 48, 2))
-    for tensor in (complexes, complexes.conj(), complexes[::2]):
-        check(statistics([tensor])[0], torch.view_as_real(tensor.resolve_conj()))
+    for tensor in (complexes, complexes.conj(), complexes[::2], torch._neg_view(complexes.conj())):
+        check(statistics([tensor])[0], torch.view_as_real(tensor.resolve_conj().resolve_neg()))
+    for tensor in (torch._neg_view(base), complexes.conj().imag):
+        check(statistics([tensor])[0], tensor.resolve_neg())
 
 
 def test_chunks_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,9 +128,20 @@ def test_a_sample_is_spread_over_all_of_a_tensor() -> None:
     assert 1 << 15 < sum(counts) <= 1 << 16 and min(counts) > 0.7 * sum(counts) / BINS
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_what_cannot_be_read_says_why() -> None:
     assert readable(torch.empty(2, device="meta")) == "on the meta device"
     assert readable(torch.eye(2).to_sparse()) == "its layout is sparse_coo"
+    assert readable(torch.empty(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)) == "its dtype is float4_e2m1fn_x2"
+    assert readable(torch.empty(2, dtype=torch.uint4)) == "its dtype is uint4"
+    assert readable(torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)) == "its dtype is qint8"
+    assert readable(FakeTensorMode().from_tensor(torch.ones(2))) == "it has no memory"
+    freed = torch.ones(2)
+    freed.untyped_storage().resize_(0)
+    assert readable(freed) == "it has no memory"
+    escaped: list[torch.Tensor] = []
+    torch.func.vmap(lambda x: escaped.append(x) or x)(torch.ones(2, 2))
+    assert readable(escaped[0]) == "it has no memory"
     assert not readable(torch.empty(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="no floating-point dtype has the code 6"):
         _C.statistics([(0, 1, 6)], 1)

@@ -82,8 +82,14 @@ class Plan:
         )
         shown = [(heading, text) for heading, text, there in columns if there]
         lines = [[heading for heading, _ in shown], *([text(row) for _, text in shown] for row in self.rows)]
-        total = f"{len(self.rows)} tensors, {self.nbytes:,} bytes; {self.share(random=False):.1%} in one pass"
+        total = f"{plural(len(self.rows), 'tensor')}, {plural(self.nbytes, 'byte')}"
+        total += f"; {self.share(random=False):.1%} in one pass"
         return f"{table(lines)}\n{total}"
+
+
+def plural(count: int, noun: str) -> str:
+    """So many of them, in English."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:

@@ -69,7 +69,7 @@ def cells(row: Measured) -> tuple[str, ...]:
         numbers = (_short(row.mean), _short(row.std), _short(row.min), _short(row.max), zeros, f"{row.nonfinite:,}")
     return (
         row.name + (f" (= {', '.join(row.tied)})" if row.tied else ""),
-        "x".join(map(str, row.shape)) or "scalar",
+        "x".join(map(str, row.shape)) or ("scalar" if row.count else ""),
         short_name(row.dtype),
         *numbers,
         row.promise,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from torch_fastinit import _C
+from torch_fastinit._torch import has_no_contents
 from torch_fastinit.codes import DTYPE_CODES
 from torch_fastinit.recording.memory import span
 
@@ -59,11 +60,25 @@ def readable(tensor: torch.Tensor) -> str:
     """Why a tensor has no elements to be read; empty if it has."""
     if tensor.is_meta:
         return "on the meta device"
+    if has_no_contents(tensor):
+        return "it has no memory"
+    if tensor.is_nested:
+        return "it is nested"
     if tensor.layout is not torch.strided:
         return f"its layout is {str(tensor.layout).removeprefix('torch.')}"
-    if tensor.is_quantized or (tensor.dtype.is_complex and tensor.dtype is torch.complex32):
-        return f"its dtype is {str(tensor.dtype).removeprefix('torch.')}"
-    return ""
+    unread = f"its dtype is {str(tensor.dtype).removeprefix('torch.')}"
+    if tensor.is_quantized:
+        return unread
+    try:
+        real = _real(tensor)
+        if not _lies_ready(real):
+            real = _copied(real.reshape(-1)[:1])
+        there = real.data_ptr() != 0 or real.numel() == 0
+    except (RuntimeError, TypeError):
+        if tensor.dtype not in _READ:
+            return unread
+        there = False
+    return "" if there else "it has no memory"
 
 
 def statistics(tensors: Sequence[torch.Tensor]) -> list[Statistics]:
@@ -103,7 +118,7 @@ def _spans(reals: Sequence[torch.Tensor]) -> list[tuple[int, int, int]]:
 def _real(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
     if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
+        return torch.view_as_real(tensor.resolve_conj().resolve_neg())
     return tensor.resolve_neg()
 
 

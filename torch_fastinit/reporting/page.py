@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from torch_fastinit.planning.report import plural
 from torch_fastinit.reporting.measured import HEADINGS, Histogram, Measured, cells
 
 _WIDTH, _HEIGHT = 196, 48
@@ -91,7 +92,7 @@ def _picture(histogram: Histogram | None) -> str:
     if histogram.expected:
         steps = "".join(f"V{y(count)}h{step:g}" for count in histogram.expected)
         line = f'<path class="promised" d="M0 {_HEIGHT}{steps}V{_HEIGHT}"/>'
-    label = f"{sum(histogram.counts):,} elements from {histogram.low:.4g} to {histogram.high:.4g}"
+    label = f"{plural(sum(histogram.counts), 'element')} from {histogram.low:.4g} to {histogram.high:.4g}"
     return (
         f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img" aria-label="{label}">'
         f'<path class="found" d="{bars}"/>{line}</svg>'

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_fastinit.initializers import Constant, Dirac, Eye, Initializer, Normal, Program, Sparse, Uniform
+from torch_fastinit.initializers import (
+    Constant,
+    Dirac,
+    Eye,
+    Initializer,
+    Normal,
+    Program,
+    Sparse,
+    TruncatedNormal,
+    Uniform,
+)
 from torch_fastinit.ops import Fill, fill
 from torch_fastinit.planning.fills import PlannedFill
 from torch_fastinit.planning.planner import Assignment, Filled, Zeros
@@ -87,10 +97,42 @@ def _of_a_view(fills: Sequence[PlannedFill], numel: int, dtype: torch.dtype, of_
     return Expected.of(parts) if parts else None
 
 
+def differing(one: Assignment, tensor: torch.Tensor) -> int:
+    """How many elements are not the constants that were written, in the tensor's own dtype; 0 of what is random."""
+    if isinstance(one.source, Zeros):
+        return int(tensor.count_nonzero())
+    fills = one.source.fills if isinstance(one.source, Filled) else ()
+    values = [fill.initializer.value for fill in fills if isinstance(fill.initializer, Constant)]
+    if not values or len(values) < len(fills) or any(fill.view.dtype is not one.dtype for fill in fills):
+        return 0
+    last = _last(fills, one.view)
+    if last is None:
+        return 0
+    wrong = torch.zeros(tensor.shape, dtype=torch.bool, device="cpu")
+    for number, value in enumerate(values, 1):
+        constant = torch.empty((), dtype=one.dtype, device="cpu").fill_(value)
+        wrong |= (last == number) & _unlike(tensor.cpu(), constant)
+    return int(wrong.sum())
+
+
+def _unlike(tensor: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
+    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}.get(tensor.dtype)
+    if signed is not None:  # torch compares few of the unsigned dtypes
+        tensor, constant = tensor.view(signed), constant.view(signed)
+    return tensor != constant
+
+
 def _counts(fills: Sequence[PlannedFill], view: View) -> list[int] | None:
     """How many of a tensor's elements each of its fills wrote last; None if some were written by none."""
     if len(fills) == 1 and _place(fills[0].view) == _place(view):
         return [math.prod(view.shape)]
+    seen = _last(fills, view)
+    counts = [] if seen is None else [int((seen == number).sum()) for number in range(len(fills) + 1)]
+    return None if not counts or counts[0] else counts[1:]
+
+
+def _last(fills: Sequence[PlannedFill], view: View) -> torch.Tensor | None:
+    """The number, from 1 on, of the fill that wrote each of a tensor's elements last: 0 for none. None: not known."""
     views = [view, *(one.view for one in fills)]
     if len({one.dtype.itemsize for one in views[1:]}) > 1 or len(fills) > 127:
         return None
@@ -98,9 +140,7 @@ def _counts(fills: Sequence[PlannedFill], view: View) -> list[int] | None:
     last = torch.zeros(max(_end(one) for one in views) - start, dtype=torch.int8, device="cpu")
     for number, one in enumerate(fills, 1):
         last.as_strided(one.view.shape, one.view.stride, one.view.offset - start).fill_(number)
-    seen = last.as_strided(view.shape, view.stride, view.offset - start)
-    counts = [int((seen == number).sum()) for number in range(len(fills) + 1)]
-    return None if counts[0] else counts[1:]
+    return last.as_strided(view.shape, view.stride, view.offset - start)
 
 
 def _place(view: View) -> tuple[object, ...]:
@@ -146,7 +186,7 @@ def _law(initializer: Initializer, dtype: torch.dtype, of_stream: bool) -> Law |
     """torch's own normals may lie as far out as any in float64."""
     if not dtype.is_floating_point:
         return None
-    drawn = initializer.draw if isinstance(initializer, Program) else initializer
-    if not of_stream and dtype.itemsize <= 2 and isinstance(drawn, Uniform):
-        return None  # torch's have few values there, and the lower bound's neighbour may be rounded below it
+    drawn, made = (initializer.draw, initializer.dtype) if isinstance(initializer, Program) else (initializer, dtype)
+    if not of_stream and made.itemsize <= 2 and isinstance(drawn, (Uniform, TruncatedNormal)):
+        return None  # torch's have few values there, and bounds that are rounded outwards
     return law_of(initializer, dtype, FARTHEST if of_stream and dtype is not torch.float64 else FARTHEST_64)

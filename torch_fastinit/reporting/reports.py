@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 import sys
 from collections.abc import Mapping
@@ -15,14 +16,14 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 from torch_fastinit._torch import local_of, spec_of
 from torch_fastinit.execution.meta import listed
 from torch_fastinit.planning.promises import Promise, promised
-from torch_fastinit.planning.report import Plan, describe, table
+from torch_fastinit.planning.report import Plan, describe, plural, table
 from torch_fastinit.planning.tensors import Target, is_plain_meta, targets_of
 from torch_fastinit.recording.active import outside
 from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.reporting.measured import HEADINGS, Histogram, Measured, cells
 from torch_fastinit.reporting.memory import BINS, Statistics, histograms, readable, statistics
 from torch_fastinit.reporting.page import page, rows_of_html
-from torch_fastinit.reporting.promises import Expected, expected
+from torch_fastinit.reporting.promises import Expected, differing, expected
 from torch_fastinit.reporting.verdict import TESTS, faults
 
 
@@ -48,7 +49,8 @@ class Report:
         known = sum(row.expected_std is not None for row in self.rows)
         elements = sum(row.count for row in self.rows)
         return (
-            f"{len(self.rows)} tensors, {elements:,} elements; {known} with a promise, {len(self.flagged)} flagged "
+            f"{plural(len(self.rows), 'tensor')}, {plural(elements, 'element')}; {known:,} with a promise, "
+            f"{len(self.flagged):,} flagged "
             f"(a model as promised: probability at most {self.probability:g})"
         )
 
@@ -65,8 +67,14 @@ class Report:
 
         Args:
             path: where, such as `"report.html"`. What is there is overwritten.
+
+        Raises:
+            TypeError: `path` is no path.
+            OSError: it cannot be written to.
         """
-        Path(path).write_text(page(self.rows, self.summary), encoding="utf-8")
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"path must be a str or an os.PathLike, not {type(path).__name__}")
+        Path(path).write_bytes(page(self.rows, self.summary).encode("utf-8", "xmlcharrefreplace"))
 
 
 def report(model: torch.nn.Module, *, plan: Plan | None = None, probability: float = 1e-6) -> Report:
@@ -80,7 +88,8 @@ def report(model: torch.nn.Module, *, plan: Plan | None = None, probability: flo
 
     Args:
         model: any module whose parameters and buffers are real. Of a DTensor, this rank's part is reported; nothing is
-            communicated.
+            communicated. What cannot be examined (a sparse or nested tensor, a dtype that torch does not convert) has
+            a row that says why.
         plan: what `torch_fastinit.plan` said of the same model while it was deferred. Default: the note.
         probability: the most that flagging anything may have by chance, in a model that is as promised. It is shared
             among all tests, by bounds that hold for tensors of any size.
@@ -90,8 +99,8 @@ def report(model: torch.nn.Module, *, plan: Plan | None = None, probability: flo
         `.save("report.html")` writes a page with histograms.
 
     Raises:
-        TypeError: `model` is not a module, or `plan` is not a `Plan`.
-        ValueError: `probability` is not between 0 and 1.
+        TypeError: `model` is not a module, `plan` is not a `Plan`, or `probability` is no number.
+        ValueError: `probability` is not between 0 and 1, or `plan` names no tensor of the model.
         RuntimeError: tensors are deferred, or on the meta device, and so have no values yet. The message names them.
 
     Example:
@@ -107,16 +116,25 @@ def report(model: torch.nn.Module, *, plan: Plan | None = None, probability: flo
         raise TypeError(f"report() takes a torch.nn.Module, not {type(model).__name__}")
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(f"plan must be what fastinit.plan() returns, not {type(plan).__name__}")
+    if isinstance(probability, bool) or not isinstance(probability, numbers.Real):
+        raise TypeError(f"probability must be a number between 0 and 1, not {type(probability).__name__}")
     if not 0 < probability < 1:
         raise ValueError(f"probability must be between 0 and 1, not {probability!r}")
     with outside(), torch.no_grad():
         targets = targets_of(model)
         _refuse(targets)
-        promises = promised(model, [target.name for target in targets]) if plan is None else _promises(plan)
-        return Report(tuple(_measure(_reported(targets, promises), promises, probability)), probability)
+        names = [target.name for target in targets]
+        promises = promised(model, names) if plan is None else _promises(plan, names)
+        return Report(tuple(_measure(_reported(targets, promises), promises, probability)), float(probability))
 
 
-def _promises(plan: Plan) -> dict[str, Promise]:
+def _promises(plan: Plan, names: list[str]) -> dict[str, Promise]:
+    planned = [row.name for row in plan.rows]
+    if planned and names and not set(planned).intersection(names):
+        raise ValueError(
+            f"plan names no tensor of this model: it is of {listed(planned)}, the model has {listed(names)}; give the "
+            "plan of a model that is built in the same way"
+        )
     return {
         row.name: Promise(row.assignment, of_stream=False)
         for row in plan.rows
@@ -165,6 +183,7 @@ def _measure(targets: list[Target], promises: Mapping[str, Promise], probability
     read = [i for i, (local, note) in enumerate(zip(tensors, notes, strict=True)) if not note and local.numel()]
     found = dict(zip(read, statistics([tensors[i] for i in read]), strict=True))
     wanted = {i: _expected(promises.get(targets[i].name), tensors[i]) for i in read}
+    unlike = {i: _differing(promises.get(targets[i].name), tensors[i], wanted[i]) for i in read}
     limit = math.log(TESTS * max(1, len(read))) - math.log(probability)
     drawn = [i for i in read if found[i].nonfinite < found[i].count]
     ranges = [_range(found[i], wanted[i]) for i in drawn]
@@ -172,7 +191,14 @@ def _measure(targets: list[Target], promises: Mapping[str, Promise], probability
     pictures = {i: _histogram(counts, low, high, wanted[i]) for i, counts, (low, high) in shown}
     return [
         _measured(
-            target, tensors[i], notes[i], promises.get(target.name), found.get(i), wanted.get(i), limit, pictures.get(i)
+            target,
+            tensors[i],
+            notes[i],
+            promises.get(target.name),
+            found.get(i),
+            wanted.get(i),
+            tuple(faults(found[i], wanted[i], limit, unlike[i])) if i in found else (),
+            pictures.get(i),
         )
         for i, target in enumerate(targets)
     ]
@@ -185,16 +211,27 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 def _note(tensor: torch.Tensor, local: torch.Tensor) -> str:
     if isinstance(tensor, UninitializedTensorMixin):
         return "no shape yet"
-    return readable(local)
+    why = readable(local)
+    return why and f"not examined: {why}"
 
 
 def _expected(promise: Promise | None, tensor: torch.Tensor) -> Expected | None:
-    """Nothing is expected of a tensor that was cast since, or whose elements are some of them one place in memory."""
-    if promise is None or promise.assignment.dtype is not tensor.dtype:
+    """Nothing is expected of a tensor that was cast since, or whose elements are not what their memory holds, one each.
+
+    (They are lazily negated or conjugated, or some of them are one place.)
+    """
+    if promise is None or promise.assignment.dtype is not tensor.dtype or tensor.is_neg() or tensor.is_conj():
         return None
     if any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
         return None
     return expected(promise.assignment, promise.of_stream)
+
+
+def _differing(promise: Promise | None, tensor: torch.Tensor, wanted: Expected | None) -> int:
+    """Of integers and complex numbers, whose statistics are those of doubles, and of all their parts together."""
+    if promise is None or wanted is None or tensor.dtype.is_floating_point:
+        return 0
+    return differing(promise.assignment, tensor) if tuple(tensor.shape) == promise.assignment.view.shape else 0
 
 
 def _range(found: Statistics, wanted: Expected | None) -> tuple[float, float]:
@@ -222,7 +259,7 @@ def _measured(
     promise: Promise | None,
     found: Statistics | None,
     wanted: Expected | None,
-    limit: float,
+    off: tuple[str, ...],
     histogram: Histogram | None,
 ) -> Measured:
     one = None if promise is None else promise.assignment
@@ -233,7 +270,7 @@ def _measured(
         return Measured(target.name, (), local.dtype, local.device, 0, note=note)
     if spec_of(target.tensor) is not None and not note:
         note = f"this rank's part: {'x'.join(map(str, local.shape)) or 'scalar'}"
-    shape, tied = tuple(target.tensor.shape), tuple(target.others)
+    shape, tied = () if local.is_nested else tuple(target.tensor.shape), tuple(target.others)
     common = (target.name, shape, local.dtype, local.device)
     if found is None:
         return Measured(*common, 0 if note else local.numel(), promise=text, note=note, tied=tied)
@@ -252,7 +289,7 @@ def _measured(
         None if wanted is None else wanted.zeros,
         None if wanted is None else wanted.low,
         None if wanted is None else wanted.high,
-        tuple(faults(found, wanted, limit)),
+        off,
         note,
         tied,
         histogram,

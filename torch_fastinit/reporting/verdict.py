@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from torch_fastinit.planning.report import plural
 from torch_fastinit.reporting.laws import Law, unit_of
 from torch_fastinit.reporting.memory import Statistics
 from torch_fastinit.reporting.promises import Expected
@@ -22,14 +23,17 @@ TESTS = 8
 _MEAN, _VARIANCE, _ZEROS, _GRID = 1e-5, 1e-5, 1e-3, 2.0**-22
 
 
-def faults(found: Statistics, expected: Expected | None, limit: float) -> Iterator[str]:
-    """What is off, in words; `exp(-limit)` is the probability of each test's failing by chance."""
+def faults(found: Statistics, expected: Expected | None, limit: float, differing: int = 0) -> Iterator[str]:
+    """What is off, in words; `exp(-limit)` is the probability of each test's failing by chance.
+
+    `differing` elements are not the constants that were promised, whatever their statistics are.
+    """
     if found.nonfinite:
         yield f"{found.nonfinite:,} not finite"
     if expected is None:
         return
     if found.count != expected.count:
-        yield f"{found.count:,} elements, not {expected.count:,}"
+        yield f"{plural(found.count, 'element')}, not {expected.count:,}"
         return
     if found.min < expected.low:
         yield f"minimum {found.min:.4g} below {expected.low:.4g}"
@@ -37,6 +41,8 @@ def faults(found: Statistics, expected: Expected | None, limit: float) -> Iterat
         yield f"maximum {found.max:.4g} above {expected.high:.4g}"
     if found.nonfinite:
         return
+    if differing:
+        yield f"{plural(differing, 'element')} not the constant"
     n, unit = found.count, unit_of(found.min, found.max, expected.low, expected.high)
     mean, std, apart = expected.mean * unit, expected.std * unit, found.mean * unit - expected.mean * unit
     spread = sum((law.std * unit) * (law.std * unit) * count for law, count in expected.parts)
@@ -57,7 +63,7 @@ def faults(found: Statistics, expected: Expected | None, limit: float) -> Iterat
     spread = sum(max(zero, _GRID) * (1 - zero) * count for zero, count in random)
     rounding = sum((_ZEROS * zero + _GRID) * count for zero, count in random)
     if _exponent(abs(away) - rounding, spread, 1.0 if random else 0.0) > limit:
-        yield f"{found.zeros:,} zeros, not {expected.zeros:,.0f}"
+        yield f"{plural(found.zeros, 'zero')}, not {expected.zeros:,.0f}"
     if -sum(count * math.log(max(law.up_to(found.max), 1e-300)) for law, count in expected.parts) > limit:
         yield f"maximum {found.max:.4g}, too near"
     if -sum(count * math.log(max(law.from_(found.min), 1e-300)) for law, count in expected.parts) > limit:
