@@ -18,7 +18,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
+from support.fake_ranks import on_fake_ranks
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 import torch_fastinit as fastinit
 from torch_fastinit import init, like
@@ -287,6 +290,24 @@ def test_what_the_dtype_holds_is_written() -> None:
     assert like.jax.constant([1, 2 + 0j])(torch.empty(2)).tolist() == [1, 2]
     assert like.keras.Constant([])(torch.empty(0)).tolist() == []
     assert like.keras.Constant([2**63 - 1])(torch.empty(1, dtype=torch.int64)).item() == 2**63 - 1
+
+
+def test_a_shard_is_its_part_of_the_whole() -> None:
+    for fill, shape in [
+        (like.keras.Identity(3.0), (4, 6)),
+        (like.mxnet.LSTMBias(2.0), (8,)),
+        (like.keras.Constant([[1.0], [2.0], [3.0], [4.0]]), (4, 6)),
+        (like.jax.constant(2.5), (4, 6)),
+    ]:
+
+        def local(mesh: DeviceMesh, fill: Any = fill, shape: tuple[int, ...] = shape) -> Tensor:
+            part = torch.empty(shape[0] // 2, *shape[1:])
+            sharded = DTensor.from_local(part, mesh, [Shard(0)], run_check=False)
+            assert fill(sharded) is sharded
+            return part
+
+        parts = on_fake_ranks((2,), local)
+        assert torch.equal(torch.cat([parts[0], parts[1]]), fill(torch.empty(shape))), fill
 
 
 REQUIRED = {"variance_scaling": (2.0, "fan_in", "normal"), "constant": ([1.0, 2.0],), "Constant": ([1.0, 2.0],)}
