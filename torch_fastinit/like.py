@@ -22,15 +22,17 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_fastinit import init
-from torch_fastinit.fans import fan
+from torch_fastinit import eager, init
+from torch_fastinit.arguments import integer, number
+from torch_fastinit.ops import constant_words
+from torch_fastinit.stream import to_signed
 
 __all__ = ["jax", "keras", "mxnet"]
 
@@ -38,11 +40,14 @@ __all__ = ["jax", "keras", "mxnet"]
 class Initialiser:
     """What a name of another framework gives: call it on a tensor."""
 
-    def __init__(self, text: str, fill: Callable[..., object], seed: int | None = None) -> None:
-        self._text, self._fill, self._seed = text, fill, seed
+    def __init__(self, text: str, fill: Callable[..., object], reduced: Any, seed: int | None = None) -> None:
+        self._text, self._fill, self._reduced, self._seed = text, fill, reduced, seed
 
     def __repr__(self) -> str:
         return self._text
+
+    def __reduce__(self) -> Any:
+        return self._reduced
 
     def __call__(self, tensor: Tensor) -> Tensor:
         seeded = {} if self._seed is None else {"generator": torch.Generator().manual_seed(self._seed)}
@@ -66,6 +71,9 @@ class _Name:
     def __repr__(self) -> str:
         return self._text
 
+    def __reduce__(self) -> str:
+        return self._text.removeprefix("like.")  # a global of this module
+
     def __call__(self, *args: Any, **kwargs: Any) -> Initialiser:
         try:
             bound = self.__signature__.bind(*args, **kwargs)
@@ -73,10 +81,35 @@ class _Name:
             raise TypeError(f"{self._text}{self.__signature__}: {error}") from None
         bound.apply_defaults()
         arguments = dict(bound.arguments)
+        if arguments.get("seed", 0) is None:
+            del arguments["seed"]
+        shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        given = dict(arguments)
+        for name, value in given.items():
+            if name in _NUMBERS:
+                arguments[name] = self._number(name, value)
         seed = arguments.pop("seed", None)
-        shown = [f"{name}={value!r}" for name, value in arguments.items()] + [f"seed={seed}"] * (seed is not None)
-        return Initialiser(f"{self._text}({', '.join(shown)})", self._make(**arguments), seed)
+        if seed is not None:
+            seed = to_signed(integer(seed, f"{self._text}: seed"))
+        return Initialiser(f"{self._text}({shown})", self._make(**arguments), (_again, (self, given)), seed)
 
+    def _number(self, name: str, value: Any) -> float:
+        real = number(value, f"{self._text}: {name}")
+        if math.isnan(real):
+            raise ValueError(f"{self._text}: {name} must not be nan")
+        if (name == "magnitude" and not 0.0 < real < math.inf) or (name == "slope" and math.isinf(real)):
+            range_ = "finite" if name == "slope" else "positive and finite"
+            raise ValueError(f"{self._text}: {name} must be {range_}, not {value!r}")
+        return real
+
+
+def _again(name: _Name, arguments: dict[str, Any]) -> Initialiser:
+    """What a copy of an initialiser is made by."""
+    return name(**arguments)
+
+
+#: Arguments that are one real number.
+_NUMBERS = frozenset("forget_bias gain lower magnitude maxval mean minval scale sigma slope stddev upper".split())
 
 _seeded = partial(_Name, seeded=True)
 
@@ -115,14 +148,18 @@ def _jax_name(scale: float, mode: str, distribution: str) -> _Name:
 
 
 def _identity(gain: float) -> Callable[[Tensor], object]:
+    def write(tensor: Tensor) -> None:
+        init.zeros_(tensor).diagonal().fill_(gain)
+
     def fill(tensor: Tensor) -> None:
-        with torch.no_grad():
-            init.eye_(tensor).mul_(gain)
+        if tensor.dim() != 2:
+            raise ValueError(f"Identity fills a matrix, not shape {tuple(tensor.shape)}")
+        _write(write, tensor, "gain", [gain])
 
     return fill
 
 
-def _xavier(rnd_type: str, factor_type: str, magnitude: float) -> Callable[[Tensor], Tensor]:
+def _xavier(rnd_type: str, factor_type: str, magnitude: float) -> Any:
     """MXNet: a factor, which is a fan, and a magnitude, which is not a variance where the distribution is uniform."""
     modes = {"avg": "fan_avg", "in": "fan_in", "out": "fan_out"}
     if factor_type not in modes or rnd_type not in ("uniform", "gaussian"):
@@ -130,30 +167,67 @@ def _xavier(rnd_type: str, factor_type: str, magnitude: float) -> Callable[[Tens
             f"factor_type must be 'avg', 'in' or 'out', and rnd_type 'uniform' or 'gaussian', but they are "
             f"{factor_type!r} and {rnd_type!r}"
         )
-
-    def fill(tensor: Tensor) -> Tensor:
-        scale = math.sqrt(magnitude / fan(tensor.shape, modes[factor_type]))
-        return init.uniform_(tensor, -scale, scale) if rnd_type == "uniform" else init.normal_(tensor, 0.0, scale)
-
-    return fill
+    scale, law = (magnitude / 3.0, "uniform") if rnd_type == "uniform" else (magnitude, "normal")
+    return _jax(scale, modes[factor_type], law, in_axis=1, out_axis=0, batch_axis=())
 
 
 def _constant(value: Any) -> Callable[[Tensor], object]:
-    if not isinstance(value, (int, float)):
+    if isinstance(value, (int, float, complex)):
+
+        def fill(tensor: Tensor) -> None:
+            _check_held(tensor.dtype, "value", [value])
+            init.constant_(tensor, value)  # type: ignore[arg-type]  # fill_ takes complex numbers too
+
+        return fill
+    try:
         known = torch.as_tensor(value)
-        return torch.no_grad()(lambda tensor: tensor.copy_(known))
-    return partial(init.constant_, val=value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"value must be a number or an array of numbers, not {value!r}") from None
+    if known.is_complex() and not known.imag.any():
+        known = known.real
+    return lambda tensor: _write(lambda whole: whole.copy_(known), tensor, "value", _extremes(known))
+
+
+def _extremes(known: Tensor) -> Iterator[Any]:
+    """Elements that a dtype holds if it holds all: the least, the largest, what is not finite, what is not real."""
+    with torch.no_grad():
+        if known.is_complex():
+            yield from known[known.imag != 0][:1].tolist()
+            known = torch.view_as_real(known.resolve_conj())
+        if known.is_floating_point() or not known.dtype.is_signed:
+            known = known.double()
+        for kind in (torch.isfinite, torch.isposinf, torch.isneginf, torch.isnan):
+            if (some := known[kind(known)]).numel():
+                yield from (end.item() for end in some.aminmax())
 
 
 def _forget_gate(forget_bias: float) -> Callable[[Tensor], object]:
+    def write(tensor: Tensor) -> None:
+        init.zeros_(tensor).chunk(4)[1].fill_(forget_bias)
+
     def fill(tensor: Tensor) -> None:
         if tensor.dim() != 1 or tensor.numel() % 4:
             raise ValueError(f"LSTMBias fills the bias of four gates, a vector, not shape {tuple(tensor.shape)}")
-        with torch.no_grad():
-            init.zeros_(tensor)
-            tensor.chunk(4)[1].fill_(forget_bias)
+        _write(write, tensor, "forget_bias", [forget_bias])
 
     return fill
+
+
+def _write(write: Callable[[Tensor], object], tensor: Tensor, name: str, values: Iterable[Any]) -> None:
+    """Write the whole tensor, or nothing where its dtype does not hold the values of an argument."""
+    _check_held(tensor.dtype, name, values)
+    with torch.no_grad():
+        eager.write_whole(write, tensor)
+
+
+def _check_held(dtype: torch.dtype, name: str, values: Iterable[Any]) -> None:
+    if torch.compiler.is_compiling():  # bits cannot be looked at there, and torch's own error comes when it runs
+        return
+    for value in values:
+        try:
+            constant_words(value, dtype)
+        except (RuntimeError, OverflowError):
+            raise ValueError(f"{name} is {value!r}, which {dtype} cannot hold") from None
 
 
 # --- a line a name ----------------------------------------------------------------------------------------------------
@@ -188,8 +262,8 @@ class jax:  # noqa: N801
     normal = _Name(lambda stddev=0.01: partial(init.normal_, mean=0.0, std=stddev))
     truncated_normal = _Name(lambda stddev=0.01, lower=-2.0, upper=2.0: _cut(0.0, stddev, lower, upper))
     constant = _Name(lambda value: _constant(value))
-    zeros = Initialiser("like.jax.zeros", init.zeros_)
-    ones = Initialiser("like.jax.ones", init.ones_)
+    zeros = Initialiser("like.jax.zeros", init.zeros_, "jax.zeros")
+    ones = Initialiser("like.jax.ones", init.ones_, "jax.ones")
     variance_scaling = _Name(
         lambda scale, mode, distribution, in_axis=1, out_axis=0, batch_axis=(): _jax(
             scale, mode, distribution, in_axis, out_axis, batch_axis
@@ -218,5 +292,5 @@ class mxnet:  # noqa: N801
     Zero = _Name(lambda: init.zeros_)
     One = _Name(lambda: init.ones_)
     Xavier = _Name(lambda rnd_type="uniform", factor_type="avg", magnitude=3: _xavier(rnd_type, factor_type, magnitude))
-    MSRAPrelu = _Name(lambda factor_type="avg", slope=0.25: _xavier("gaussian", factor_type, 2.0 / (1 + slope**2)))
+    MSRAPrelu = _Name(lambda factor_type="avg", slope=0.25: _xavier("gaussian", factor_type, 2.0 / (1 + slope * slope)))
     LSTMBias = _Name(lambda forget_bias=1.0: _forget_gate(forget_bias))

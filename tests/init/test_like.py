@@ -6,8 +6,10 @@ normal estimates miss once in 1.7 million; seeds are fixed.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
+import pickle
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +18,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
+from support.fake_ranks import on_fake_ranks
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 import torch_fastinit as fastinit
 from torch_fastinit import init, like
@@ -246,3 +251,109 @@ def test_they_are_rules_and_one_pass() -> None:
     assert [row.how for row in fastinit.plan(model, init=rules).rows] == ["one pass", "one pass"]
     with pytest.raises(RuntimeError, match=r"'bias' .*init\['bias'\]: it returned a Initialiser|it returned"):
         fastinit.plan(model, init={"bias": like.keras.Constant})
+
+
+# --- all or nothing, copies, wrong arguments --------------------------------------------------------------------------
+
+
+def test_what_the_dtype_cannot_hold_is_refused_and_nothing_is_written() -> None:
+    float8, half, real = torch.float8_e4m3fn, torch.float16, torch.float32
+    for fill, shape, dtype, name in [
+        (like.keras.Identity(500.0), (2, 2), float8, "gain"),
+        (like.mxnet.LSTMBias(1e6), (8,), half, "forget_bias"),
+        (like.keras.Constant(1j), (2,), real, "value"),
+        (like.keras.Constant(1e6), (1,), half, "value"),
+        (like.jax.constant([1.0, 1j]), (2,), real, "value"),
+        (like.jax.constant(np.array([1.0, 1e300j])), (2,), torch.complex64, "value"),
+        (like.keras.Constant([500]), (2,), float8, "value"),
+        (like.keras.Constant([1e6, math.inf, math.nan]), (3,), half, "value"),
+        (like.mxnet.Constant(torch.tensor([0, 300], dtype=torch.uint16)), (2,), torch.uint8, "value"),
+        (like.mxnet.Constant([math.nan, 1.0]), (2,), torch.int32, "value"),
+    ]:
+        tensor = torch.ones(shape, dtype=dtype)
+        version = tensor._version
+        with pytest.raises(ValueError, match=rf"{name} is .*, which {dtype} cannot hold"):
+            fill(tensor)
+        assert tensor.to(torch.complex64).eq(1).all() and tensor._version == version, fill
+    with pytest.raises(ValueError, match=r"Identity fills a matrix, not shape \(3,\)"):
+        like.keras.Identity()(torch.empty(3))
+
+
+def test_what_the_dtype_holds_is_written() -> None:
+    float8 = torch.float8_e4m3fn
+    assert torch.equal(like.keras.Identity(3.0)(torch.empty(2, 3, dtype=float8)).float(), 3 * torch.eye(2, 3))
+    assert like.mxnet.LSTMBias(2)(torch.empty(4, dtype=torch.int32)).tolist() == [0, 2, 0, 0]
+    assert like.keras.Constant([1.0, -448.0])(torch.empty(2, dtype=float8)).float().tolist() == [1, -448]
+    infinite = like.keras.Constant([math.inf, 1.0, -math.inf])(torch.empty(3, dtype=torch.float16))
+    assert infinite.tolist() == [math.inf, 1, -math.inf]
+    assert like.jax.constant([1j, 2.0])(torch.empty(2, dtype=torch.complex64)).tolist() == [1j, 2]
+    assert like.jax.constant([1, 2 + 0j])(torch.empty(2)).tolist() == [1, 2]
+    assert like.keras.Constant([])(torch.empty(0)).tolist() == []
+    assert like.keras.Constant([2**63 - 1])(torch.empty(1, dtype=torch.int64)).item() == 2**63 - 1
+
+
+def test_a_shard_is_its_part_of_the_whole() -> None:
+    for fill, shape in [
+        (like.keras.Identity(3.0), (4, 6)),
+        (like.mxnet.LSTMBias(2.0), (8,)),
+        (like.keras.Constant([[1.0], [2.0], [3.0], [4.0]]), (4, 6)),
+        (like.jax.constant(2.5), (4, 6)),
+    ]:
+
+        def local(mesh: DeviceMesh, fill: Any = fill, shape: tuple[int, ...] = shape) -> Tensor:
+            part = torch.empty(shape[0] // 2, *shape[1:])
+            sharded = DTensor.from_local(part, mesh, [Shard(0)], run_check=False)
+            assert fill(sharded) is sharded
+            return part
+
+        parts = on_fake_ranks((2,), local)
+        assert torch.equal(torch.cat([parts[0], parts[1]]), fill(torch.empty(shape))), fill
+
+
+REQUIRED = {"variance_scaling": (2.0, "fan_in", "normal"), "constant": ([1.0, 2.0],), "Constant": ([1.0, 2.0],)}
+
+
+@pytest.mark.parametrize("path", [f"{framework}.{name}" for framework in NAMES for name in NAMES[framework].split()])
+def test_a_copy_is_the_same_initialiser(path: str) -> None:
+    framework, name = path.split(".")
+    made = getattr(getattr(like, framework), name)
+    shape = (8,) if name == "LSTMBias" else (2, 2, 3) if name == "delta_orthogonal" else (2, 2)
+    assert copy.deepcopy(made) is made and pickle.loads(pickle.dumps(made)) is made
+    fill = made if isinstance(made, like.Initialiser) else made(*REQUIRED.get(name, ()))
+    for again in (copy.copy(fill), copy.deepcopy(fill), *(pickle.loads(pickle.dumps(fill, k)) for k in (2, 4, 5))):
+        assert repr(again) == repr(fill)
+        values = []
+        for one in (fill, again):
+            torch.manual_seed(6)
+            values.append(one(torch.empty(shape)))
+        assert torch.equal(*values)
+
+
+def test_a_copy_keeps_its_seed() -> None:
+    fill = like.keras.HeNormal(seed=2**64 + 5)
+    again = pickle.loads(pickle.dumps(fill))
+    assert repr(again) == repr(fill) == f"like.keras.HeNormal(seed={2**64 + 5})"
+    assert torch.equal(again(torch.empty(4, 4)), like.keras.HeNormal(seed=5)(torch.empty(4, 4)))
+
+
+def test_a_wrong_argument_is_named_where_it_is_given() -> None:
+    for make, error, message in [
+        (lambda: like.mxnet.Xavier(magnitude=-1), ValueError, "mxnet.Xavier: magnitude must be positive .*, not -1"),
+        (lambda: like.mxnet.MSRAPrelu(slope="a"), TypeError, "mxnet.MSRAPrelu: slope must be a float, not str"),
+        (lambda: like.mxnet.MSRAPrelu(slope=math.inf), ValueError, "slope must be finite, not inf"),
+        (lambda: like.mxnet.MSRAPrelu(slope=math.nan), ValueError, "slope must not be nan"),
+        (lambda: like.keras.TruncatedNormal("a"), TypeError, "keras.TruncatedNormal: mean must be a float, not str"),
+        (lambda: like.keras.RandomNormal(0, None), TypeError, "keras.RandomNormal: stddev must be a float"),
+        (lambda: like.keras.Constant("a"), TypeError, "value must be a number or an array of numbers, not 'a'"),
+        (lambda: like.jax.constant(None), TypeError, "value must be a number or an array of numbers, not None"),
+        (lambda: like.keras.HeNormal(seed=1.5), TypeError, "keras.HeNormal: seed must be an integer, not 1.5"),
+        (lambda: like.keras.HeNormal(seed="a"), TypeError, "keras.HeNormal: seed must be an integer, not 'a'"),
+    ]:
+        with pytest.raises(error, match=message):
+            make()
+
+
+def test_xavier_of_no_elements_does_nothing_and_says_so() -> None:
+    for fill in (like.mxnet.Xavier(), like.mxnet.MSRAPrelu()):
+        with pytest.warns(UserWarning, match="zero-element tensors is a no-op"):
+            assert fill(torch.empty(0, 0)).shape == (0, 0)
