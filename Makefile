@@ -129,7 +129,8 @@ $(STAMPS)/package: $(SOURCES) $(STAMPS)/requirements
 	$(INSTALL)
 	@touch $(STAMPS)/cpu $@
 
-# What `make demo` calls. Where nothing is built yet, without the kernels for CUDA: they take longer than all the others.
+# What `make demo` calls. Where nothing was built before, without the kernels for CUDA: those take longer to build than
+# everything else.
 $(STAMPS)/cpu: $(SOURCES) $(STAMPS)/demo
-	FASTINIT_CUDA=0 $(INSTALL)
-	@rm -f $(STAMPS)/package && touch $@
+	$(if $(wildcard $(STAMPS)/package),,FASTINIT_CUDA=0) $(INSTALL)
+	@touch $(wildcard $(STAMPS)/package) $@

@@ -74,7 +74,7 @@ template <bool normals>
 struct MixtureDist {
   using Constants = const Mixture*;
   FASTINIT_FN void values(const U w[4], const Constants& c, U e[4]) {
-    // As many as registers hold constants of: all four on a GPU, two in AVX-512's 32 registers.
+    // As many as there are registers to hold constants for: all four on a GPU, two in AVX-512's 32 registers.
     constexpr int n = normals ? 1 : kLanes == 1 ? 4 : kLanes == 32 ? 2 : 1;
     for (int j = 0; j < 4; j += n) mixture<normals, n>(w + j, c, e + j);
   }

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -43,9 +44,9 @@ PROCESSES.set_forkserver_preload(
 )
 
 
-def build(arguments: list[str]) -> dict[str, Any]:
-    with open(os.devnull, "w") as nothing:  # torch's profiler writes lines of its own there
-        os.dup2(nothing.fileno(), 2)
+def build(arguments: list[str], errors: str) -> dict[str, Any]:
+    with open(errors, "w") as file:  # not the terminal: torch's profiler writes lines of its own there
+        os.dup2(file.fileno(), 2)
     return one_model.run(arguments)
 
 
@@ -53,8 +54,11 @@ def measure(model: str, how: str, seed: int, *, tiny: bool, describe: bool) -> d
     """One build in a process of its own."""
     way = "from_config" if how == "eager" else how
     arguments = [model, way, DTYPES[model], "--seed", str(seed), *["--tiny"] * tiny, *["--describe"] * describe]
-    with ProcessPoolExecutor(1, PROCESSES) as process:
-        run = process.submit(build, arguments).result()
+    with tempfile.NamedTemporaryFile("r") as errors, ProcessPoolExecutor(1, PROCESSES) as process:
+        try:
+            run = process.submit(build, arguments, errors.name).result()
+        except Exception as error:
+            sys.exit(f"{' '.join(arguments)} failed: {error!r}\n{errors.read()}")
     seconds = run.pop("seconds")
     keys = ("peak", "parameters", "bytes", "threads", *(["tensors"] * describe))
     return {"construct": seconds["construct"] + seconds["allocate"], "fill": seconds["fill"]} | {

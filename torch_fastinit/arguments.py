@@ -13,7 +13,7 @@ def integer(value: Any, name: str) -> int:
     """`value` as an int, exactly: an int, or what stands for one, as NumPy's integers and integer tensors of one do."""
     try:
         return operator.index(value)
-    except TypeError:
+    except (TypeError, RuntimeError):  # a tensor without values raises the latter
         raise TypeError(f"{name} must be an integer, not {_said(value)}") from None
 
 
@@ -49,5 +49,7 @@ def check_first(value: Any, kind: type, function: str) -> None:
 
 def _said(value: Any) -> str:
     """A value in an error message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     text = repr(value)
-    return text if len(text) <= 60 and not isinstance(value, Tensor) else type(value).__name__
+    return text if len(text) <= 60 else type(value).__name__

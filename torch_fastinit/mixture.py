@@ -80,7 +80,7 @@ _NO_GRAPH = "fastinit.mixture_ runs its initialisers, which no graph can hold: c
 
 def _mixture(tensor: Tensor, components: Iterable[Any]) -> Mixture:
     check_first(tensor, Tensor, "mixture_")
-    if not isinstance(components, Iterable):
+    if not isinstance(components, Iterable) or isinstance(components, Tensor):
         raise TypeError(f"mixture_: components must be pairs of a probability and what is drawn, not {components!r}")
     components = list(components)
     ready(Fill(tensor, Mixture(())))  # raises for the dtypes that no mixture can be written into

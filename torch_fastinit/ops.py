@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,7 +84,7 @@ class Region:
 
 
 def _integers(values: Any, name: str) -> tuple[int, ...]:
-    if not isinstance(values, Iterable):
+    if not isinstance(values, Iterable) or isinstance(values, (Set, Mapping)) or getattr(values, "shape", True) == ():
         raise TypeError(f"Region: {name} must be integers, one a dimension, not {values!r}")
     return tuple([integer(value, f"Region: one of {name}") for value in values])
 

@@ -194,7 +194,7 @@ def _rows(to: torch.Tensor, offset: int, f: Fill) -> bool:
     blocks = _ceil_div((skip if in_step else per - 1) + count, per)
     if blocks < ROW_BLOCKS[-1] // 2 or block >> 32 != last >> 32:
         return False
-    # The largest tile that a quarter of a row or less goes beyond.
+    # The largest tile that overshoots a row by a quarter of it at most.
     tile = next((n for n in ROW_BLOCKS if 4 * n * _ceil_div(blocks, n) <= 5 * blocks), ROW_BLOCKS[-1])
     programs = _ceil_div(blocks, tile)
     whole = in_step and skip == 0 and count == programs * tile * per

@@ -66,6 +66,7 @@ def number():
 def broken():
     raise ValueError("no such size")
 answer = 42
+model = build()
 """
 
 
@@ -86,10 +87,32 @@ def test_the_plan_of_a_callable(path: str, module: str, capsys: pytest.CaptureFi
     assert text == f"{fastinit.plan(fastinit.skip_init(torch.nn.Linear, 3, 2))}\n"
 
 
+def test_the_plan_of_a_callable_in_a_file(module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "neighbour.py").write_text(MODULE)
+    (tmp_path / "folder" / "a_file.py").write_text("from neighbour import build")
+    for path in (f"{module}.py", f"./{module}.py", str(tmp_path / f"{module}.py"), "folder/a_file.py"):
+        assert main(["plan", f"{path}:build"]) == 0
+        assert capsys.readouterr().out.startswith("name ")
+    for path, message in (
+        (f"{module}.py", f"is Python: name what builds the model, as in {module}.py:build"),
+        ("folder", "the folder folder has no config.json"),
+    ):
+        assert main(["plan", path]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"torch_fastinit {fastinit.__version__}\n"
+
+
 @pytest.mark.parametrize(
     "path, message",
     [
         ("none", "has no 'none'"),
+        ("model", "is a module already: name the function or the class that builds it"),
         ("answer", "is of type int, which cannot be called"),
         ("number", "returned int, and not a torch.nn.Module"),
         ("broken", "could not be built: ValueError: no such size"),

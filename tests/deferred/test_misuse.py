@@ -308,7 +308,10 @@ def check(misuses: list[str], layer: str, name: str) -> int:
 
 
 #: What `load_state_dict` says of a parameter that reports the meta device.
-pytestmark = pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:for .*copying from a non-meta parameter:UserWarning",
+    "ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning",  # once a process: whose turn is first?
+)
 NAMES = {layer: list(tensors_of(build(layer))) for layer in LAYERS}
 
 
@@ -354,6 +357,10 @@ NOT_STRIDED: dict[str, Callable[[], Any]] = {
     "empty": lambda: torch.empty(2, 2, layout=torch.sparse_csr),
     "nested": lambda: torch.nested.nested_tensor([torch.randn(2), torch.randn(3)]),
     "mkldnn": lambda: torch.randn(3).to_mkldnn(),
+    "quantized": lambda: torch.quantize_per_tensor(torch.randn(3), 0.1, 0, torch.qint8),
+    "quantized by channels": lambda: torch.quantize_per_channel(
+        torch.randn(3, 2), torch.ones(2), torch.zeros(2), 1, torch.quint8
+    ),
     "a product with a real one": lambda: torch.sparse.mm(SPARSE, torch.randn(3, 3)),
     "a real one made dense": lambda: SPARSE.to_dense(),
 }

@@ -133,7 +133,7 @@ CASES: dict[str, tuple[Build, Use, list[str] | None]] = {
         ["args.0", "keywords.other"],
     ),
     "method of a tensor": (lambda m: torch.randn(3).add, lambda f: [f(1)], ["0"]),
-    "generator": (lambda m: next(g := counted()).sum().item() and g, lambda g: [next(g)], ["w"]),
+    "generator": (lambda m: next(g := counted()).sum().item() and g, lambda g: [next(g)], None),
     "cycle": (lambda m: itertools.cycle([torch.randn(3)]), lambda c: [next(c)], None),
     "cache": (cached, lambda f: [f(2), f(3)], None),
     "hooks": (

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+import torch_fastinit as fastinit
 from torch_fastinit.commands.errors import CommandError
 
 PROGRAM = "python -m torch_fastinit"
@@ -43,12 +44,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Without a command: what a bug report needs to know of this machine and installation."
     )
+    parser.add_argument("--version", action="version", version=f"torch_fastinit {fastinit.__version__}")
     parser.add_argument("--json", action="store_true", help="as JSON")
     commands = parser.add_subparsers(dest="command", metavar="command")
 
     plan = commands.add_parser("plan", help="what materialize would do with a model, tensor by tensor")
     plan.add_argument(
-        "model", help="module:callable, which returns a model, or a Hugging Face config.json (or a folder with one)"
+        "model",
+        help="module:callable or file.py:callable, which returns a model, or a Hugging Face config.json (or a folder "
+        "with one)",
     )
 
     bench = commands.add_parser("bench", help="fills and a model against torch, on this machine: about a minute")

@@ -77,7 +77,7 @@ def _device(device: object, what: str) -> torch.device | None:
         raise TypeError(f"{what} must be a torch.device, its name or its index, not {device!r}")
     try:
         return torch.device(device)
-    except (RuntimeError, OverflowError) as error:
+    except (RuntimeError, ValueError, OverflowError) as error:
         raise ValueError(f"{what} is {device!r}: {error}") from error
 
 

@@ -7,6 +7,7 @@ import functools
 import gc
 import inspect
 import math
+import sys
 import types
 import weakref
 from collections import OrderedDict, deque
@@ -57,6 +58,8 @@ _MEMBERS = frozenset({"_parameters", "_buffers", "_modules"})
 _ENDS = (type, types.ModuleType, types.FrameType, weakref.ref, weakref.ProxyType, weakref.CallableProxyType, Value)
 #: Where classes written in C are from that hold objects but have no attributes: caches, iterators, generators.
 _OPAQUE = frozenset({"builtins", "functools", "itertools"})
+#: Whether gc does not show what is in a generator's frame. (To ask for its locals keeps them alive, so only then.)
+_FRAMES_ARE_HIDDEN = sys.version_info < (3, 11)
 #: Where classes are from whose tensors describe ranks, not a model; or are found elsewhere (`fsdp_parameters`).
 _OF_RANKS = ("torch.distributed.device_mesh", "torch.distributed.tensor._dtensor_spec", "torch.distributed.fsdp._fully")
 _BY_IDENTITY: tuple[Any, ...] = (object.__hash__, torch.Tensor.__hash__)
@@ -174,7 +177,7 @@ def _of_object(item: Any) -> _Named:
     elif isinstance(item, functools.partial):
         yield from (("func", item.func), ("args", item.args), ("keywords", item.keywords))
     elif type(item).__module__ in _OPAQUE:
-        if isinstance(item, types.GeneratorType):  # gc shows what is in its frame from Python 3.11 on
+        if _FRAMES_ARE_HIDDEN and isinstance(item, types.GeneratorType):
             yield from inspect.getgeneratorlocals(item).items()
         yield from _numbered(gc.get_referents(item))
     yield from _slots(item)

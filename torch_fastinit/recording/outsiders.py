@@ -8,8 +8,10 @@ import torch
 
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.memory import keep_on_meta
-from torch_fastinit.recording.tape import transform
+from torch_fastinit.recording.tape import NotStridedError, transform
 from torch_fastinit.recording.tensor import Deferred, adopt, become, expose, tape_of
+
+aten = torch.ops.aten
 
 
 def set_storage(func: Any, args: Any, kwargs: Any) -> Any:
@@ -70,3 +72,15 @@ def mark(tensor: torch.Tensor) -> None:
     """Note it if a context made this tensor on meta."""
     if tensor.is_meta and active.tape is not None:
         keep_on_meta(tensor)
+
+
+def _refuse_quantized(func: Any, args: Any, kwargs: Any) -> Any:
+    raise NotStridedError("quantized")
+
+
+#: Operators whose results are quantized, though on meta they are not.
+REFUSED = {
+    getattr(packet, overload): _refuse_quantized
+    for packet in (aten.quantize_per_tensor, aten.quantize_per_tensor_dynamic, aten.quantize_per_channel)
+    for overload in packet.overloads()
+}

@@ -17,7 +17,7 @@ from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.creations import CONTIGUOUS, CREATIONS, EMPTY_SHAPED, SHAPES, Creation, empty_like
 from torch_fastinit.recording.generators import OwnGenerators, generator_by_name, is_default, same_state, states
 from torch_fastinit.recording.memoryless import is_collective, no_memory
-from torch_fastinit.recording.outsiders import mark, run_on_meta, set_storage, set_tensor
+from torch_fastinit.recording.outsiders import REFUSED, mark, run_on_meta, set_storage, set_tensor
 from torch_fastinit.recording.replay import evaluate, run_alone
 from torch_fastinit.recording.schema import Signature, signature_of
 from torch_fastinit.recording.tape import Entry, NotStridedError, Storage, Tape, Value, transform
@@ -136,6 +136,7 @@ _SPECIAL: dict[Any, Callable[[Any, Any, Any], Any]] = {
     aten.as_strided.default: _as_strided,
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
+    **REFUSED,
 }
 
 

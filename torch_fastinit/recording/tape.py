@@ -30,15 +30,18 @@ clock = itertools.count()
 class NotStridedError(NotImplementedError):
     """A tensor that has no strided memory of its own cannot be recorded."""
 
+    def __init__(self, kind: str):
+        super().__init__(
+            f"a {kind} tensor cannot be deferred, only strided ones can: do this before the context, or after "
+            "`materialize`"
+        )
+
 
 def check_strided(tensor: torch.Tensor) -> None:
     """Raise for tensors of which no storage, strides and dtype say all: sparse, quantized, nested and opaque ones."""
     if tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_nested:
         return
-    kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout)
-    raise NotStridedError(
-        f"a {kind} tensor cannot be deferred, only strided ones can: make it before the context, or after `materialize`"
-    )
+    raise NotStridedError("quantized" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout))
 
 
 class Storage:
