@@ -310,7 +310,7 @@ def check(misuses: list[str], layer: str, name: str) -> int:
 #: What `load_state_dict` says of a parameter that reports the meta device.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:for .*copying from a non-meta parameter:UserWarning",
-    "ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning",  # once a process: whose turn is first?
+    "ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning",  # once a process
 )
 NAMES = {layer: list(tensors_of(build(layer))) for layer in LAYERS}
 
