@@ -218,9 +218,8 @@ def run(
     limit = tl.cast(threshold, tl.int64).to(tl.int32)
     k = constants(KIND, c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, DTYPE)
     p = operands(p0, p1, p2, p3, p4, p5, DTYPE)
-    programs = tl.cast(per_row, tl.int32)
-    row = tl.cast(tl.program_id(0) // programs, tl.int64)
-    tile = tl.cast(tl.program_id(0) % programs, tl.int64) * TILES * BLOCK
+    row = tl.cast(tl.program_id(0) // tl.cast(per_row, tl.int32), tl.int64)
+    tile = (tl.program_id(0) - row * per_row) * TILES * BLOCK
     first = skip + row * logical_stride0  # from the beginning of the first row's first block
     hi = unsigned(block_hi)
     blocks = unsigned(block_lo) + (first // PER + tile).to(tl.uint32) + tl.arange(0, BLOCK).to(tl.uint32)
