@@ -21,8 +21,8 @@ COMPUTED_IN = dict.fromkeys(RANDOM_DTYPES, torch.float32) | {
 }
 #: Matrices with a shorter side than this are factored: two calls of LAPACK's, where reflections are thirty of torch's.
 REFLECTED = 96
-#: How many reflections are multiplied at once. As many as fit a core's cache make the products large enough.
-BLOCK = 128
+#: How many reflections are multiplied at once: enough for large products, few enough for a core's cache.
+BLOCK = 96
 
 _library = torch.library.Library("fastinit", "FRAGMENT")
 _library.define("haar(Tensor normals) -> Tensor")
@@ -81,8 +81,9 @@ def write_orthogonal(tensor: torch.Tensor, gain: float, q: torch.Tensor) -> torc
 def haar(normals: torch.Tensor) -> torch.Tensor:
     """Orthonormal columns, uniform among all, from independent N(0, 1), which are overwritten.
 
-    From shape `(..., n, m)` with n <= m to shape `(..., m, n)`, in a dtype of `COMPUTED_IN`'s values. How a matrix is
-    made depends on `n`, `m` and the dtype alone, not on how many are made together.
+    From shape `(n, m)` with n <= m to shape `(m, n)`, or from `(count, n, m)` to `(count, m, n)`, in a dtype of
+    `COMPUTED_IN`'s values. How a matrix is made depends on `n`, `m` and the dtype alone, not on how many are made
+    together.
     """
     if torch.compiler.is_compiling():  # a compiler would round otherwise than the eager call
         made: torch.Tensor = torch.ops.fastinit.haar.default(normals)
@@ -102,7 +103,7 @@ def reflections(normals: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
     Householder's QR of a Gaussian matrix meets, column after column, a vector that the reflections before leave
     Gaussian: independent vectors of falling length serve as well. Row k of `normals`, from its diagonal on, is the k-th
     (as a row: conjugated). `block` of them at a time are one matrix I - V T V^H (Schreiber and Van Loan 1989), whose
-    T is known by its inverse; the blocks multiply the identity from the last to the first.
+    T is known by its inverse; the blocks multiply the identity in place, from the last to the first.
     """
     n, m = normals.shape[-2:]
     v = normals.triu_()
@@ -113,21 +114,20 @@ def reflections(normals: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
     half = norm * (norm + first.abs())
     half.masked_fill_(half == 0, 1)
     first.add_(phase * norm)
-    q = v.new_empty(*v.shape[:-2], m, n)
+    product = torch.Tensor.addmm_ if v.dim() == 2 else torch.Tensor.baddbmm_
+    q = v.new_zeros(*v.shape[:-2], m, n)
+    q.diagonal(dim1=-2, dim2=-1).fill_(1)
     for begin in reversed(range(0, n, block)):
         end = min(begin + block, n)
-        own = v[..., begin:end, begin:]
-        head, tail = own[..., : end - begin], own[..., end - begin :]
+        own, rest = v[..., begin:end, begin:], q[..., begin:, begin:]
+        width = end - begin
         inverse = (own @ own.mH).triu_(1)
         inverse.diagonal(dim1=-2, dim2=-1).copy_(half[..., begin:end])
-        vt = torch.linalg.solve_triangular(inverse, own.mH, upper=True, left=False)
-        if end < n:
-            later = q[..., end:, end:]
-            seen = tail @ later
-            q[..., begin:end, end:] = -(vt[..., : end - begin, :] @ seen)
-            later -= vt[..., end - begin :, :] @ seen
-        q[..., begin:, begin:end] = -(vt @ head)
-        q[..., begin:end, begin:end].diagonal(dim1=-2, dim2=-1).add_(1)
+        # V^H times what the later blocks have made, which so far has the identity's columns for this block.
+        seen = v.new_empty(*own.shape[:-1], n - begin)
+        seen[..., :width] = own[..., :width]
+        product(seen[..., width:], own[..., width:], rest[..., width:, width:], beta=0)
+        product(rest, own.mH, torch.linalg.solve_triangular(inverse, seen, upper=True), alpha=-1)
     # R's diagonal, which the reflections leave, is -phase* norm; made positive, as above.
     return q.mul_(phase.conj().neg().unsqueeze(-2))
 

@@ -63,7 +63,7 @@ def test_large(shape: tuple[int, int], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("block", [1, 3, 8, 128])
 def test_reflections(block: int, dtype: torch.dtype) -> None:
     """Any block gives the same product: of one matrix, and of several."""
-    for shape in ((1, 1), (1, 4), (5, 5), (7, 9), (3, 4, 6, 6)):
+    for shape in ((1, 1), (1, 4), (5, 5), (7, 9), (12, 6, 6)):
         one, other = (reflections(normals(*shape, dtype=dtype), block=b) for b in (block, 2))
         assert one.shape == (*shape[:-2], shape[-1], shape[-2])
         assert error(one) < TOLERANCE[dtype]
