@@ -62,7 +62,8 @@ def fills_text(results: list[Result], elements: int, rounds: int) -> str:
     fewer = {r.case.label: len(m) for r in results if len(m := r.seconds.get("torch", ())) not in (0, rounds)}
     text = (
         f"## Fills\n\n{table(rows)}\n\n{elements:,} elements a tensor where no shape is given; median of {rounds} "
-        "rounds after one discarded; all in turn on the same tensor. Peak: resident memory in a fill above that before."
+        "rounds after one discarded, of repetitions for 10 ms where a fill takes less; all in turn on the same tensor. "
+        "Peak: resident memory in a fill above that before."
     )
     if fewer:
         text += " Rounds of torch's that were fewer: " + ", ".join(f"{k} {v}" for k, v in fewer.items()) + "."

@@ -111,25 +111,26 @@ def reflections(normals: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
     norm = torch.linalg.vector_norm(v, dim=-1)
     phase = _phase(first)
     # v.v / 2 in closed form: the diagonal of V V^H is less accurate. A vector of zeros is not reflected.
-    half = norm * (norm + first.abs())
-    half.masked_fill_(half == 0, 1)
+    half = norm.mul(norm + first.abs()).clamp_(min=torch.finfo(v.dtype).tiny)
     first.add_(phase * norm)
+    # R's diagonal, which the reflections leave, is -phase* norm; made positive, as in `haar`.
+    sign = phase.conj().neg()
     product = torch.Tensor.addmm_ if v.dim() == 2 else torch.Tensor.baddbmm_
     q = v.new_zeros(*v.shape[:-2], m, n)
-    q.diagonal(dim1=-2, dim2=-1).fill_(1)
+    q.diagonal(dim1=-2, dim2=-1).copy_(sign)
     for begin in reversed(range(0, n, block)):
         end = min(begin + block, n)
-        own, rest = v[..., begin:end, begin:], q[..., begin:, begin:]
         width = end - begin
-        inverse = (own @ own.mH).triu_(1)
+        own, rest = v[..., begin:end, begin:], q[..., begin:, begin:]
+        inverse = own @ own.mH  # its upper triangle
         inverse.diagonal(dim1=-2, dim2=-1).copy_(half[..., begin:end])
-        # V^H times what the later blocks have made, which so far has the identity's columns for this block.
+        # V^H times what the later blocks have made, which in this block's columns is still diagonal.
         seen = v.new_empty(*own.shape[:-1], n - begin)
-        seen[..., :width] = own[..., :width]
+        torch.mul(own[..., :width], sign[..., None, begin:end], out=seen[..., :width])
         product(seen[..., width:], own[..., width:], rest[..., width:, width:], beta=0)
-        product(rest, own.mH, torch.linalg.solve_triangular(inverse, seen, upper=True), alpha=-1)
-    # R's diagonal, which the reflections leave, is -phase* norm; made positive, as above.
-    return q.mul_(phase.conj().neg().unsqueeze(-2))
+        torch.linalg.solve_triangular(inverse, seen, upper=True, out=seen)
+        product(rest, own.mH, seen, alpha=-1)
+    return q
 
 
 def _phase(x: torch.Tensor) -> torch.Tensor:
