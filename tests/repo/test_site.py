@@ -198,6 +198,18 @@ LEGIBLE = """(async () => {
 
 
 @needs_browser
+def test_the_first_page_begins_with_one_screen(browser: Browser, address: str) -> None:
+    """What, why, install, ten lines, one picture: on a laptop's 1400 x 900 with the bars around it."""
+    browser.open(address)
+    browser.resize(1400)
+    assert becomes(browser, "innerWidth === 1400")
+    assert becomes(browser, "document.querySelector('.md-content img').complete")
+    bottom = browser.evaluate("document.querySelector('.md-content img').getBoundingClientRect().bottom + scrollY")
+    headings = browser.evaluate("[...document.querySelectorAll('h2')].map(h => h.getBoundingClientRect().top + scrollY)")
+    assert bottom < 950 and bottom < min(headings)
+
+
+@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pictures_are_legible(browser: Browser, address: str, scheme: str) -> None:
     browser.prefer(scheme)
