@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -131,8 +132,26 @@ def _checked(law: Initializer, dtype: torch.dtype) -> Initializer:
     return law
 
 
+#: What initialisers whose answer depends on the shape, the dtype and their arguments alone have written (`_key`).
+_known: dict[Any, Initializer] = {}
+
+
+def _key(tensor: Tensor, initialiser: Callable[[Tensor], object]) -> Any:
+    """What the answer of a function of `init`'s depends on. The arguments are text, where 0.0 is not -0.0, nor 1 True."""
+    function, args, named = initialiser, (), {}
+    if type(initialiser) is partial:
+        function, args, named = initialiser.func, initialiser.args, initialiser.keywords
+    plain = getattr(function, "__module__", None) in ("torch_fastinit.init", "torch.nn.init") and all(
+        type(value) in (bool, int, float, str) for value in (*args, *named.values())
+    )
+    return (function, repr(args), repr(named), tensor.shape, tensor.dtype) if plain else None
+
+
 def _asked_of(name: str, tensor: Tensor, initialiser: Callable[[Tensor], object]) -> Initializer:
     """The one distribution that an initialiser writes to a tensor of this shape and dtype."""
+    key = _key(tensor, initialiser)
+    if key in _known:
+        return _known[key]
     stand_in = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     asked = _Asked(stand_in)
     try:
@@ -145,6 +164,10 @@ def _asked_of(name: str, tensor: Tensor, initialiser: Callable[[Tensor], object]
             f"{name}, {initialiser!r}, is not one uniform, normal or constant fill of the whole tensor, without a "
             "generator of its own: a mixture can be of nothing else"
         )
+    if key is not None:
+        if len(_known) >= 1024:
+            _known.clear()
+        _known[key] = asked.writes[0]
     return asked.writes[0]
 
 

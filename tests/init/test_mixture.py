@@ -17,7 +17,7 @@ from support.bits import bits_of, expected
 from torch import nn
 
 import torch_fastinit as fastinit
-from torch_fastinit import init, like
+from torch_fastinit import init, like, mixture
 from torch_fastinit.codes import Kind
 from torch_fastinit.initializers import Constant, Initializer, Mixture, Normal, Uniform
 
@@ -312,3 +312,24 @@ def test_a_negative_zero_keeps_its_sign(dtype: torch.dtype, other: Any) -> None:
     x = seeded(torch.empty(999, dtype=dtype), [(0.3, -0.0), (0.3, 0.0), (0.4, other)]).double()
     zeros = x[x == 0]
     assert 200 < int(zeros.signbit().sum()) < 400 and 200 < int((~zeros.signbit()).sum()) < 400
+
+
+def test_an_answer_is_kept_for_what_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`init`'s functions are asked once for a shape, a dtype and arguments; any other function each time."""
+    asked: list[float] = []
+
+    def own(t: torch.Tensor) -> None:
+        asked.append(t.fill_(float(len(asked))).numel())
+
+    one, other = torch.empty(40, 8), torch.empty(400, 2)
+    for value in (0.0, 1.0):
+        assert bool((fastinit.mixture_(one, [(1, own)]) == value).all())
+    zeros = [fastinit.mixture_(one, [(1, partial(init.constant_, val=val))]).clone() for val in (-0.0, 0.0, -0.0)]
+    assert [bool(torch.signbit(t).all()) for t in zeros] == [True, False, True]
+    bounds = [float(fastinit.mixture_(t, [(1, init.kaiming_uniform_)]).abs().max()) for t in (one, other, one)]
+    assert max(bounds[0], bounds[2]) <= 0.75**0.5 < bounds[1] <= 3**0.5  # of 8 inputs, and of 2
+    calls = []
+    monkeypatch.setattr(mixture, "_Asked", lambda t, real=mixture._Asked: calls.append(t.shape) or real(t))
+    for shape in ((40, 8), (41, 8), (41, 8)):
+        fastinit.mixture_(torch.empty(shape), [(0.5, init.kaiming_uniform_), (0.5, 0)])
+    assert calls == [(41, 8)]

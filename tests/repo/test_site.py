@@ -205,7 +205,9 @@ def test_the_first_page_begins_with_one_screen(browser: Browser, address: str) -
     assert becomes(browser, "innerWidth === 1400")
     assert becomes(browser, "document.querySelector('.md-content img').complete")
     bottom = browser.evaluate("document.querySelector('.md-content img').getBoundingClientRect().bottom + scrollY")
-    headings = browser.evaluate("[...document.querySelectorAll('h2')].map(h => h.getBoundingClientRect().top + scrollY)")
+    headings = browser.evaluate(
+        "[...document.querySelectorAll('h2')].map(h => h.getBoundingClientRect().top + scrollY)"
+    )
     assert bottom < 950 and bottom < min(headings)
 
 
