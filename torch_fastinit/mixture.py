@@ -137,7 +137,7 @@ _known: dict[Any, Initializer] = {}
 
 
 def _key(tensor: Tensor, initialiser: Callable[[Tensor], object]) -> Any:
-    """What the answer of a function of `init`'s depends on. The arguments are text, where 0.0 is not -0.0, nor 1 True."""
+    """What the answer of a function of `init`'s depends on; arguments as text, where 0.0 is not -0.0, nor 1 True."""
     function, args, named = initialiser, (), {}
     if type(initialiser) is partial:
         function, args, named = initialiser.func, initialiser.args, initialiser.keywords
