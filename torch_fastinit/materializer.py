@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from torch_fastinit.arguments import check_first, function_or_none, integer
+from torch_fastinit.arguments import check_first, function_or_none, integer, is_function, truth
 from torch_fastinit.execution.agreement import Agreement
 from torch_fastinit.execution.executor import Executor, unwritten_elements
 from torch_fastinit.execution.inplace import initialize_in_place
@@ -68,8 +68,9 @@ def materialize(
             but for shards that `CPUOffloadPolicy` keeps there.
         dtype: a dtype, for floating-point and complex tensors, as in `module.to(dtype)`; or a function of a tensor's
             name and the deferred tensor that returns its dtype, or None for the dtype that it has.
-        seed: the key of the random stream, taken modulo `2**64`. Default: drawn from torch's default generator, so
-            `torch.manual_seed` governs. Of a sharded module, every rank draws, and all take what the mesh's first drew.
+        seed: the key of the random stream: an integer, or an array or tensor of one, taken modulo `2**64`. Default:
+            drawn from torch's default generator, so `torch.manual_seed` governs. Of a sharded module, every rank draws,
+            and all take what the mesh's first drew.
         names: a function from a tensor's name under `module` to its name in the random stream, for parts of a model.
         init: rules, for parameters whose initial values are to be others than those recorded: a mapping from names,
             patterns (`"*.bias"`; `*` crosses dots) and module classes to functions that fill a tensor in place
@@ -127,6 +128,7 @@ def materialize(
     """
     check_first(module, torch.nn.Module, "materialize")
     _check(dtype, names, shards, unwritten)
+    verify, reset, check = truth(verify, "verify"), truth(reset, "reset"), truth(check, "check")
     if replay not in (None, "torch"):
         raise ValueError(f'replay must be None or "torch", not {replay!r}')
     if replay is not None and seed is not None:
@@ -191,6 +193,7 @@ def plan(
     """
     check_first(module, torch.nn.Module, "plan")
     _check(dtype, None, shards, unwritten)
+    reset = truth(reset, "reset")
     back, prepared = _surroundings(), None
     try:
         gc.disable()  # as in `materialize`
@@ -410,7 +413,7 @@ def _one_device(device: torch.device | DeviceOf | None) -> torch.device | None:
 
 def _check(dtype: Any = None, names: Any = None, shards: Any = None, unwritten: Any = None) -> None:
     """Raise for arguments of kinds that mean nothing."""
-    if dtype is not None and not isinstance(dtype, torch.dtype) and not callable(dtype):
+    if dtype is not None and not isinstance(dtype, torch.dtype) and not is_function(dtype):
         raise TypeError(f"dtype must be a torch.dtype such as torch.bfloat16, or a function, not {dtype!r}")
     function_or_none(names, "names", "a function from a tensor's name to its name in the random stream")
     if not isinstance(shards, Mapping):

@@ -57,10 +57,10 @@ def _orthogonal(tensor: torch.Tensor, gain: float = 1, generator: torch.Generato
     if isinstance(tensor, Deferred):
         if tensor.ndimension() < 2 or tensor.numel() == 0:
             return orthogonal_(tensor, gain, generator)  # raises, or does nothing
-        if tensor.dtype not in (torch.float32, torch.float64):
+        if tensor.dtype not in (torch.float32, torch.float64) or not isinstance(gain, (int, float, torch.Tensor)):
             with outside():  # raises what torch does
                 empty = torch.empty(1, 1, dtype=tensor.dtype, device="cpu")
-                OwnGenerators(states()).run(orthogonal_, (empty,), {})
+                OwnGenerators(states()).run(orthogonal_, (empty, gain), {})
         tensor._value.shadow.view(tensor.shape[0], -1)
     return _record_orthogonal(tensor, gain, generator)
 
