@@ -121,6 +121,35 @@ def test_copies_of_views_that_conjugate_or_negate(view, copied):
     assert torch.equal(model.copied, copied(view(model.z)))
 
 
+LAZY_VIEWS = {
+    "imag": lambda z: z.conj().imag,
+    "real": lambda z: torch.real(z.conj()),
+    "imag of a row": lambda z: torch.imag(z.mH[0]),
+    "resolved": lambda z: torch.view_as_real(z.conj().resolve_conj()),
+    "negated and resolved": lambda z: z.conj().imag.resolve_neg(),
+    "element": lambda z: torch.tensor(z.conj()[0, 0].item()),
+    "NumPy's": lambda z: torch.from_numpy(z.detach().conj().resolve_conj().numpy()),
+    "what it is": lambda z: torch.tensor([z.conj().is_conj(), z.imag.is_neg(), z.conj().imag.is_neg()]),
+    "written": lambda z: z.conj().imag.fill_(3.0) * z,
+}
+
+
+@pytest.mark.parametrize("made", LAZY_VIEWS.values(), ids=LAZY_VIEWS)
+def test_what_a_view_that_conjugates_shows(made):
+    def build():
+        torch.manual_seed(0)
+        model = nn.Module()
+        model.z = torch.randn(4, 3, dtype=torch.complex64)
+        model.made = made(model.z)
+        return model
+
+    eager = build()
+    with fastinit.deferred():
+        ours = build()
+    fastinit.materialize(ours, replay="torch")
+    assert torch.equal(ours.made, eager.made) and torch.equal(ours.z, eager.z)
+
+
 @pytest.mark.parametrize("view", [conjugated, negated])
 def test_writes_through_views_that_conjugate_or_negate(view):
     def write(target, source):
