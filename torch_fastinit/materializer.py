@@ -228,14 +228,15 @@ def plan(
 def initialize(
     module: torch.nn.Module, rules: RuleSet, *, seed: int | None = None, names: Callable[[str], str] | None = None
 ) -> torch.nn.Module:
-    """Write new initial values to real parameters of `module`, in place.
+    """Give real parameters of `module` new initial values, in place.
 
-    They are those that `materialize(module, seed=seed, init=rules)` gives a deferred module. The parameters stay the
-    objects that they are, with `requires_grad` and hooks; what no rule matches is not touched. A rule that reads the
-    parameter itself, such as `lambda p: p.mul_(0.5)`, reads what it holds; so does one that reads others.
+    A rule says which parameters it is for and how to fill them. The values are those that a deferred module would get
+    from `materialize(module, seed=seed, init=rules)`. Every parameter stays the same object, with its `requires_grad`
+    and its hooks; parameters that no rule matches are left alone. A rule may use the values that are there:
+    `lambda p: p.mul_(0.5)` halves them.
 
     Args:
-        module: a module whose parameters, as far as rules match them, are real.
+        module: the module. Every parameter that a rule matches must be real; others may be deferred.
         rules: as `init=` of `torch_fastinit.materialize`.
         seed, names: as for `torch_fastinit.materialize`.
 
@@ -265,14 +266,19 @@ def initialize(
 
 
 def pin_names(module: torch.nn.Module, *, names: Callable[[str], str] | None = None) -> torch.nn.Module:
-    """Fix the names and draw numbers of a deferred module, for parts of it that are materialised by themselves.
+    """Let every part of a deferred module have the values that it has in the whole, however it is materialised.
 
-    A part has the values that it has in the whole from then on, by whatever names it is materialised: a stage of a
-    pipeline, one block after another, a tied head without its embedding. What is recorded later has names of its own.
+    A random tensor's values depend on its name, which depends on what you materialise: the weight of block 1 is
+    `1.weight` in the whole model, but just `weight` if you materialise that block alone, with other values. After
+    `pin_names(model)` it is `1.weight` for good. So call this before you materialise a model piece by piece: block
+    after block, one stage of a pipeline, or a tied head without its embedding.
+
+    Random operations that are recorded after this call are not pinned.
 
     Args:
         module: the whole module, deferred.
-        names: as for `torch_fastinit.materialize`, of names under `module`. What is pinned goes before a `names` there.
+        names: a function from a tensor's name under `module` to the name to pin, as for `torch_fastinit.materialize`,
+            whose own `names` changes no pinned name.
 
     Returns:
         `module`.
