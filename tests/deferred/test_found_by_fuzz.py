@@ -196,3 +196,46 @@ def test_a_copy_that_overlaps_itself(columns):
     with fastinit.deferred():
         model = build()
     assert torch.equal(fastinit.materialize(model, seed=0).w, build().w)
+
+
+REFUSALS = (RuntimeError, ValueError, OverflowError, TypeError, ZeroDivisionError)
+INF, NAN = float("inf"), float("nan")
+#: What torch refuses when it runs, and so here, where it runs by `materialize`, or at once.
+IMPOSSIBLE = {
+    "uniform": [
+        (lambda t, ab=ab: t.uniform_(*ab)) for ab in ((NAN, 1), (0, NAN), (1, 0), (-INF, 0), (0, 1e39), (-3e38, 3e38))
+    ],
+    "half": [lambda t: t.half().uniform_(0, 1e5)],
+    "normal": [lambda t: t.normal_(0, -1), lambda t: t.normal_(0, NAN)],
+    "truncated": [
+        (lambda t, args=args: nn.init.trunc_normal_(t, *args))
+        for args in ((0, 1, NAN, 2), (0, 1, -2, NAN), (0, 1, 2, -2), (0, 0), (0, 1, 1e39, 2e39))
+    ],
+    "sparse": [
+        lambda t: nn.init.sparse_(t, NAN),
+        lambda t: nn.init.sparse_(t, INF),
+        lambda t: nn.init.sparse_(t, 0.5, -1),
+    ],
+    "dirac": [lambda t: nn.init.dirac_(t.new_ones(4, 4, 1), 2.0), lambda t: nn.init.dirac_(t.new_ones(4, 4, 1), "x")],
+}
+
+
+@pytest.mark.filterwarnings("ignore:mean is more than 2 std")
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_parameters_that_torch_refuses(name):
+    for write in IMPOSSIBLE[name]:
+        with pytest.raises(REFUSALS):
+            write(torch.ones(4, 4))
+        with pytest.raises((RuntimeError, TypeError), match=r"'w' \(shape .* could not be materialised: |integer|%"):
+            materialized(write)
+
+
+def materialized(write):
+    with fastinit.deferred():
+        model = nn.Module()
+        model.w = write(torch.ones(4, 4))
+    return fastinit.materialize(model, seed=0).w
+
+
+def test_fewer_groups_than_one():
+    assert not materialized(lambda t: nn.init.dirac_(t.new_ones(4, 4, 1), -1)).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,7 @@ def _sparse(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
 def _dirac(tensor: torch.Tensor, groups: int = 1) -> Any:
     if tensor.ndimension() not in (3, 4, 5) or tensor.size(0) % groups:
         return dirac_(tensor, groups)  # raises
-    return _record_dirac(tensor, groups)
+    return _record_dirac(tensor, operator.index(groups))
 
 
 def _orthogonal(tensor: torch.Tensor, gain: float = 1, generator: torch.Generator | None = None) -> Any:
