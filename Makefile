@@ -20,6 +20,8 @@ CXX_FILES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.cuh csrc/*.h csrc/*/*.h \
 
 .PHONY: help demo test test-distributed test-versions wheel no-aarch64 docs zoo bench startup lint format build clean
 .DELETE_ON_ERROR:
+# Several targets install into the one environment: with -j, too, one at a time.
+.NOTPARALLEL:
 
 help:
 	@echo "make demo    build two real models, eagerly and with torch_fastinit; print a table and write demo.png"

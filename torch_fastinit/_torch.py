@@ -101,6 +101,8 @@ make_wrapper_subclass = _private("torch:Tensor._make_wrapper_subclass")
 make_subclass = _private("torch:Tensor._make_subclass")
 swap_tensor_impl = _private("torch:_C._swap_tensor_impl")
 conj, neg_view = _private("torch:_conj"), _private("torch:_neg_view")
+#: Let a tensor conjugate or negate what its memory holds, or not.
+set_conj, set_neg = _private("torch:_C._set_conj"), _private("torch:_C._set_neg")
 #: Of a tensor: its base, if it is a view (or what autograd has of it), whether it is one, and who else holds it.
 base_of: Callable[[torch.Tensor], torch.Tensor | None] = _private("torch:Tensor._base").__get__
 is_view: Callable[[torch.Tensor], bool] = _private("torch:Tensor._is_view")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 
-def integer(value: Any, name: str) -> int:
-    """`value` as an int, exactly: an int, or what stands for one, as NumPy's integers and integer tensors of one do."""
+def integer(given: Any, name: str) -> int:
+    """`given` as an int, exactly: an integer or a truth value, or a NumPy array or a tensor of one."""
+    value = given
     try:
+        if not isinstance(value, int) and hasattr(value, "item"):
+            value = value.item()
         return operator.index(value)
-    except (TypeError, RuntimeError):  # a tensor without values raises the latter
-        raise TypeError(f"{name} must be an integer, not {_said(value)}") from None
+    except (TypeError, ValueError, RuntimeError):  # arrays of several, tensors without values
+        raise TypeError(f"{name} must be an integer, not {_said(given)}") from None
 
 
 def number(value: Any, name: str) -> float:
@@ -32,9 +36,24 @@ def number(value: Any, name: str) -> float:
     raise TypeError(f"{name} must be a float, not {type(value).__name__}")
 
 
+def truth(value: Any, name: str) -> bool:
+    """`value` as a bool: `"no"` and `"false"` would be true."""
+    try:
+        if integer(value, name) in (0, 1):
+            return bool(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be True or False, not {_said(value)}")
+
+
+def is_function(value: Any) -> TypeGuard[Callable[..., Any]]:
+    """Whether `value` can be called for an answer. A class such as `float` is taken for a mistake."""
+    return callable(value) and not isinstance(value, type)
+
+
 def function_or_none(value: Any, name: str, what: str) -> None:
     """Raise unless `value` is a function, of which `what` says what it does, or None."""
-    if value is not None and not callable(value):
+    if value is not None and not is_function(value):
         raise TypeError(f"{name} must be {what}, not {_said(value)}")
 
 

@@ -28,7 +28,15 @@ from torch_fastinit._torch import (
 from torch_fastinit.arguments import check_first, integer, number
 from torch_fastinit.backend import provider_for, serving
 from torch_fastinit.initializers import Bits, Initializer, Normal, TruncatedNormal, Uniform
-from torch_fastinit.ops import EAGER_SECOND, RANDOM_DTYPES, Fill, check_generator, fill_one, refuse_inference_update
+from torch_fastinit.ops import (
+    EAGER_SECOND,
+    RANDOM_DTYPES,
+    Fill,
+    check_generator,
+    check_layout,
+    fill_one,
+    refuse_inference_update,
+)
 from torch_fastinit.ops import fill as fill_batch
 from torch_fastinit.stream import draw_seed
 
@@ -86,6 +94,7 @@ def fill(
 
         return dtensors.fill(tensor, initializer, generator, seed, stream)
     refuse_inference_update(tensor)
+    check_layout(tensor, f"{initializer.kind.name.lower()} fill")
     if tensor.is_neg() or tensor.is_conj():
         # A view that negates or conjugates lazily: its memory holds other values, so by way of new memory.
         new = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)

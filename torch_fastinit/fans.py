@@ -28,13 +28,12 @@ def fan_of_axes(shape: Sequence[int], mode: str, in_axis: Axes, out_axis: Axes, 
 
     Dimension 0 counts the channels of all groups, the other one those of each, as in torch's convolutions.
     """
-    if groups == 1 and in_axis == 1 and out_axis == 0 and batch_axis == ():
+    layout = (in_axis, out_axis, batch_axis, groups)
+    if tuple(map(type, layout)) == (int, int, tuple, int) and layout == (1, 0, (), 1):
         return fan(shape, mode)
     fan([1, 1], mode)  # checks it
-    inputs, outputs, batches = (
-        _axes(axis, shape, name)
-        for axis, name in ((in_axis, "in_axis"), (out_axis, "out_axis"), (batch_axis, "batch_axis"))
-    )
+    inputs, outputs = _axes(in_axis, shape, "in_axis"), _axes(out_axis, shape, "out_axis")
+    batches = _axes(batch_axis, shape, "batch_axis")
     if batches & (inputs | outputs):
         raise ValueError(
             f"batch_axis={batch_axis} is also in in_axis={in_axis} or out_axis={out_axis}: a batch is of whole weights"
@@ -60,11 +59,12 @@ def _one_of(mode: str, fan_in: float, fan_out: float) -> float:
 
 
 def _size(shape: Sequence[int], axes: set[int]) -> int:
-    return math.prod(shape[axis] for axis in axes)
+    return math.prod([shape[axis] for axis in axes])
 
 
 def _axes(axis: Axes, shape: Sequence[int], name: str) -> set[int]:
-    axes = list(axis) if isinstance(axis, Sequence) else [axis]
-    if not all(-len(shape) <= integer(one, name) < len(shape) for one in axes):
-        raise ValueError(f"{name}={axis} is out of range for a tensor of shape {tuple(shape)}")
+    axes = [integer(one, name) for one in (list(axis) if isinstance(axis, Sequence) else [axis])]
+    for one in axes:
+        if not -len(shape) <= one < len(shape):
+            raise ValueError(f"{name}={axis} is out of range for a tensor of shape {tuple(shape)}")
     return {one % len(shape) for one in axes}

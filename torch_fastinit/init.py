@@ -44,12 +44,11 @@ from torch.nn.parameter import Parameter
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from torch_fastinit import eager
+from torch_fastinit import orthogonal as _orthogonal
 from torch_fastinit.arguments import number
 from torch_fastinit.fans import Axes, fan, fan_of_axes
 from torch_fastinit.initializers import Dirac, Eye, Sparse, TruncatedNormal
 from torch_fastinit.ops import RANDOM_DTYPES
-from torch_fastinit.orthogonal import delta_orthogonal_ as _delta_orthogonal_
-from torch_fastinit.orthogonal import orthogonal_ as _orthogonal_
 
 __all__ = [
     "calculate_gain",
@@ -76,15 +75,26 @@ __all__ = [
 # ---- What several functions need ------------------------------------------------------------------------------------
 
 
-def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: Any) -> float:
-    modes = ("fan_in", "fan_out")
-    return calculate_gain(nonlinearity, a) / math.sqrt(fan(tensor.shape, mode.lower(), modes))
+def _xavier(tensor: Tensor, gain: float, distribution: str, generator: torch.Generator | None) -> Tensor:
+    std = math.sqrt(1.0 / fan(tensor.shape, "fan_avg"))
+    return eager.scaled(tensor, number(gain, "gain") * std, distribution, generator)
+
+
+def _kaiming(tensor: Tensor, a: float, mode: str, nonlinearity: Any, distribution: str, generator: Any) -> Tensor:
+    if _has_no_elements(tensor):
+        return tensor
+    std = calculate_gain(nonlinearity, a) / math.sqrt(fan(tensor.shape, mode.lower(), ("fan_in", "fan_out")))
+    return eager.scaled(tensor, std, distribution, generator)
 
 
 def _variance_scaled(
     tensor: Tensor, scale: float, mode: str, distribution: str, generator: torch.Generator | None, *layout: Any
 ) -> Tensor:
     """A distribution of mean 0 with E|w|^2 = scale / fan."""
+    if _has_no_elements(tensor):
+        return tensor
+    if not (scale := number(scale, "scale")) > 0.0:
+        raise ValueError(f"scale must be positive, but found {scale}")
     variance = scale / fan_of_axes(tensor.shape, mode, *layout)
     if distribution != "normal" and tensor.is_complex():  # of each part; a normal halves its own
         variance /= 2.0
@@ -92,9 +102,9 @@ def _variance_scaled(
 
 
 def _has_no_elements(tensor: Tensor) -> bool:
-    """Whether there is nothing to scale (a fan may be 0): a warning to whoever called the caller."""
+    """Whether there is nothing to scale (a fan may be 0): a warning to whoever called the caller's caller."""
     if 0 in tensor.shape:
-        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=3)
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=4)
         return True
     return False
 
@@ -349,7 +359,7 @@ def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: torch.Generato
         >>> bool(w.abs().max() <= 5 / 3)
         True
     """
-    return eager.scaled(tensor, gain * math.sqrt(1.0 / fan(tensor.shape, "fan_avg")), "uniform", generator)
+    return _xavier(tensor, gain, "uniform", generator)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -366,7 +376,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: torch.Generator
         >>> 0.06 < w.std() < 0.08
         tensor(True)
     """
-    return eager.scaled(tensor, gain * math.sqrt(1.0 / fan(tensor.shape, "fan_avg")), "normal", generator)
+    return _xavier(tensor, gain, "normal", generator)
 
 
 def kaiming_uniform_(
@@ -410,9 +420,7 @@ def kaiming_uniform_(
         return handle_torch_function(
             kaiming_uniform_, (tensor,), tensor=tensor, a=a, mode=mode, nonlinearity=nonlinearity, generator=generator
         )
-    if _has_no_elements(tensor):
-        return tensor
-    return eager.scaled(tensor, _kaiming_std(tensor, a, mode, nonlinearity), "uniform", generator)
+    return _kaiming(tensor, a, mode, nonlinearity, "uniform", generator)
 
 
 def kaiming_normal_(
@@ -434,9 +442,7 @@ def kaiming_normal_(
         >>> 0.09 < w.std() < 0.11
         tensor(True)
     """
-    if _has_no_elements(tensor):
-        return tensor
-    return eager.scaled(tensor, _kaiming_std(tensor, a, mode, nonlinearity), "normal", generator)
+    return _kaiming(tensor, a, mode, nonlinearity, "normal", generator)
 
 
 def variance_scaling_(
@@ -493,10 +499,6 @@ def variance_scaling_(
         >>> bool(experts.abs().max() <= 2 / 0.8796 / 32**0.5)
         True
     """
-    if _has_no_elements(tensor):
-        return tensor
-    if not number(scale, "scale") > 0.0:
-        raise ValueError(f"scale must be positive, but found {scale}")
     layout = (in_axis, out_axis, batch_axis, groups)
     return _variance_scaled(tensor, scale, mode, distribution, generator, *layout)
 
@@ -526,8 +528,6 @@ def lecun_normal_(
         >>> 0.09 < w.std() < 0.11
         tensor(True)
     """
-    if _has_no_elements(tensor):
-        return tensor
     layout = (in_axis, out_axis, batch_axis, groups)
     return _variance_scaled(tensor, 1.0, "fan_in", "truncated_normal", generator, *layout)
 
@@ -553,8 +553,6 @@ def lecun_uniform_(
         >>> bool(w.abs().max() <= 1)
         True
     """
-    if _has_no_elements(tensor):
-        return tensor
     layout = (in_axis, out_axis, batch_axis, groups)
     return _variance_scaled(tensor, 1.0, "fan_in", "uniform", generator, *layout)
 
@@ -592,7 +590,8 @@ def orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | No
     """
     if type(tensor) is not Parameter and not is_dynamo_compiling() and tensor.grad_fn is not None:
         eager.warn_if_computed(tensor)
-    return eager.write_whole(_orthogonal_, tensor, gain, generator)
+    gain = _orthogonal.check(tensor, gain, generator)
+    return eager.write_whole(_orthogonal.orthogonal_, tensor, gain, generator)
 
 
 def delta_orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generator | None = None) -> Tensor:
@@ -623,7 +622,8 @@ def delta_orthogonal_(tensor: Tensor, gain: float = 1, generator: torch.Generato
     """
     if type(tensor) is not Parameter and not is_dynamo_compiling() and tensor.grad_fn is not None:
         eager.warn_if_computed(tensor)
-    return eager.write_whole(_delta_orthogonal_, tensor, gain, generator)
+    gain = _orthogonal.check(tensor, gain, generator)
+    return eager.write_whole(_orthogonal.delta_orthogonal_, tensor, gain, generator)
 
 
 def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: torch.Generator | None = None) -> Tensor:

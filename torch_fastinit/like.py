@@ -124,7 +124,7 @@ def _cut(mean: float, std: float, lower: float, upper: float) -> Callable[..., T
 
 def _keras(scale: float, mode: Any, distribution: Any) -> Callable[..., Tensor]:
     """Keras: `"normal"` is the truncated one, and of a vector both fans are its length."""
-    ours: Any = {"normal": "truncated_normal", "untruncated_normal": "normal"}.get(distribution, distribution)
+    ours: Any = {"normal": "truncated_normal", "untruncated_normal": "normal"}.get(str(distribution), distribution)
     if mode not in ("fan_in", "fan_out", "fan_avg"):
         raise ValueError(f"Mode {mode} not supported, please use one of ['fan_in', 'fan_out', 'fan_avg']")
 
@@ -162,7 +162,7 @@ def _identity(gain: float) -> Callable[[Tensor], object]:
 def _xavier(rnd_type: str, factor_type: str, magnitude: float) -> Any:
     """MXNet: a factor, which is a fan, and a magnitude, which is not a variance where the distribution is uniform."""
     modes = {"avg": "fan_avg", "in": "fan_in", "out": "fan_out"}
-    if factor_type not in modes or rnd_type not in ("uniform", "gaussian"):
+    if factor_type not in list(modes) or rnd_type not in ("uniform", "gaussian"):
         raise ValueError(
             f"factor_type must be 'avg', 'in' or 'out', and rnd_type 'uniform' or 'gaussian', but they are "
             f"{factor_type!r} and {rnd_type!r}"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from torch_fastinit.arguments import check_first, function_or_none, integer
+from torch_fastinit.arguments import check_first, function_or_none, integer, is_function, truth
 from torch_fastinit.execution.agreement import Agreement
 from torch_fastinit.execution.executor import Executor, unwritten_elements
 from torch_fastinit.execution.inplace import initialize_in_place
@@ -68,8 +68,9 @@ def materialize(
             but for shards that `CPUOffloadPolicy` keeps there.
         dtype: a dtype, for floating-point and complex tensors, as in `module.to(dtype)`; or a function of a tensor's
             name and the deferred tensor that returns its dtype, or None for the dtype that it has.
-        seed: the key of the random stream, taken modulo `2**64`. Default: drawn from torch's default generator, so
-            `torch.manual_seed` governs. Of a sharded module, every rank draws, and all take what the mesh's first drew.
+        seed: the key of the random stream: an integer, or an array or tensor of one, taken modulo `2**64`. Default:
+            drawn from torch's default generator, so `torch.manual_seed` governs. Of a sharded module, every rank draws,
+            and all take what the mesh's first drew.
         names: a function from a tensor's name under `module` to its name in the random stream, for parts of a model.
         init: rules, for parameters whose initial values are to be others than those recorded: a mapping from names,
             patterns (`"*.bias"`; `*` crosses dots) and module classes to functions that fill a tensor in place
@@ -127,6 +128,7 @@ def materialize(
     """
     check_first(module, torch.nn.Module, "materialize")
     _check(dtype, names, shards, unwritten)
+    verify, reset, check = truth(verify, "verify"), truth(reset, "reset"), truth(check, "check")
     if replay not in (None, "torch"):
         raise ValueError(f'replay must be None or "torch", not {replay!r}')
     if replay is not None and seed is not None:
@@ -191,6 +193,7 @@ def plan(
     """
     check_first(module, torch.nn.Module, "plan")
     _check(dtype, None, shards, unwritten)
+    reset = truth(reset, "reset")
     back, prepared = _surroundings(), None
     try:
         gc.disable()  # as in `materialize`
@@ -225,14 +228,15 @@ def plan(
 def initialize(
     module: torch.nn.Module, rules: RuleSet, *, seed: int | None = None, names: Callable[[str], str] | None = None
 ) -> torch.nn.Module:
-    """Write new initial values to real parameters of `module`, in place.
+    """Give real parameters of `module` new initial values, in place.
 
-    They are those that `materialize(module, seed=seed, init=rules)` gives a deferred module. The parameters stay the
-    objects that they are, with `requires_grad` and hooks; what no rule matches is not touched. A rule that reads the
-    parameter itself, such as `lambda p: p.mul_(0.5)`, reads what it holds; so does one that reads others.
+    A rule says which parameters it is for and how to fill them. The values are those that a deferred module would get
+    from `materialize(module, seed=seed, init=rules)`. Every parameter stays the same object, with its `requires_grad`
+    and its hooks; parameters that no rule matches are left alone. A rule may use the values that are there:
+    `lambda p: p.mul_(0.5)` halves them.
 
     Args:
-        module: a module whose parameters, as far as rules match them, are real.
+        module: the module. Every parameter that a rule matches must be real; others may be deferred.
         rules: as `init=` of `torch_fastinit.materialize`.
         seed, names: as for `torch_fastinit.materialize`.
 
@@ -262,14 +266,19 @@ def initialize(
 
 
 def pin_names(module: torch.nn.Module, *, names: Callable[[str], str] | None = None) -> torch.nn.Module:
-    """Fix the names and draw numbers of a deferred module, for parts of it that are materialised by themselves.
+    """Let every part of a deferred module have the values that it has in the whole, however it is materialised.
 
-    A part has the values that it has in the whole from then on, by whatever names it is materialised: a stage of a
-    pipeline, one block after another, a tied head without its embedding. What is recorded later has names of its own.
+    A random tensor's values depend on its name, which depends on what you materialise: the weight of block 1 is
+    `1.weight` in the whole model, but just `weight` if you materialise that block alone, with other values. After
+    `pin_names(model)` it is `1.weight` for good. So call this before you materialise a model piece by piece: block
+    after block, one stage of a pipeline, or a tied head without its embedding.
+
+    Random operations that are recorded after this call are not pinned.
 
     Args:
         module: the whole module, deferred.
-        names: as for `torch_fastinit.materialize`, of names under `module`. What is pinned goes before a `names` there.
+        names: a function from a tensor's name under `module` to the name to pin, as for `torch_fastinit.materialize`,
+            whose own `names` changes no pinned name.
 
     Returns:
         `module`.
@@ -410,7 +419,7 @@ def _one_device(device: torch.device | DeviceOf | None) -> torch.device | None:
 
 def _check(dtype: Any = None, names: Any = None, shards: Any = None, unwritten: Any = None) -> None:
     """Raise for arguments of kinds that mean nothing."""
-    if dtype is not None and not isinstance(dtype, torch.dtype) and not callable(dtype):
+    if dtype is not None and not isinstance(dtype, torch.dtype) and not is_function(dtype):
         raise TypeError(f"dtype must be a torch.dtype such as torch.bfloat16, or a function, not {dtype!r}")
     function_or_none(names, "names", "a function from a tensor's name to its name in the random stream")
     if not isinstance(shards, Mapping):

@@ -32,18 +32,20 @@ aten = torch.ops.aten
 def mixture_(
     tensor: Tensor, components: Iterable[tuple[float, Law]], generator: torch.Generator | None = None
 ) -> Tensor:
-    r"""Fill `tensor` with $\sum_i p_i D_i$: each element is of component i with probability p_i, independently.
+    r"""Fill `tensor` from several distributions: each element is drawn from one of them, picked at random.
 
-    One word of the stream an element (float64: two) picks the component and the place in it, so this is one pass, and
-    takes hardly longer than `init.uniform_` where there are few components and none is normal. Probabilities are
-    rounded to multiples of 2**-31, which is also how finely a component can be told from its neighbours: a normal of
-    probability p reaches as many deviations as 2**31 p samples would.
+    Component i, a distribution $D_i$, is picked with probability $p_i$, independently for each element, so elements
+    have the distribution $\sum_i p_i D_i$.
+
+    This is one pass over the tensor. With few components, none of them normal, it takes hardly longer than
+    `init.uniform_`. Probabilities are rounded to multiples of 2**-31. The tails of a normal component of probability p
+    reach as far out as those of 2**31 p samples, and no further.
 
     Args:
         tensor: any shape; a real floating-point dtype.
-        components: pairs of a probability, 0 or more, and what is drawn with it: a number, or an initialiser that
-            writes one uniform, normal or constant fill to a tensor of this shape, such as
-            `partial(init.uniform_, a=-1)`, `init.xavier_normal_` or `init.zeros_`. Probabilities sum to 1. At most 256.
+        components: pairs `(probability, value)`, at most 256, whose probabilities are 0 or more and sum to 1. The value
+            is a number, or a function that fills a tensor of this shape with one uniform, one normal or one constant,
+            such as `partial(init.uniform_, a=-1)`, `init.xavier_normal_` or `init.zeros_`.
         generator: where the seed is drawn from (default: torch's default CPU generator).
 
     Returns:
@@ -52,10 +54,10 @@ def mixture_(
     Raises:
         ValueError: there is no component, or more than 256; a probability is negative or not finite, or they do not
             sum to 1 within 1e-6.
-        TypeError: `components` is no iterable of pairs, or what is drawn is neither a number nor a function.
-        RuntimeError: an initialiser raises, or writes anything else; a parameter that `init` refuses, too, or that is
-            not finite in the dtype. The message names the component.
-        NotImplementedError: the tensor is complex, or not of a floating-point dtype.
+        TypeError: `components` is no iterable of pairs, or a value is neither a number nor a function.
+        RuntimeError: a function raises, or writes anything else; a mean, bound or number that `init` refuses, or that
+            is not finite in the dtype. The message names the component.
+        NotImplementedError: the tensor is complex, sparse or nested, or not of a floating-point dtype.
         torch._dynamo.exc.Unsupported: called under `torch.compile(fullgraph=True)`. Without it, the graph breaks here.
 
     Example:

@@ -59,7 +59,7 @@ _library.define(
 # ---- What a fill is -------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, unsafe_hash=True)
+@dataclass(frozen=True, slots=True)
 class Region:
     """The box `[offsets, offsets + tensor.shape)` of a logical tensor of shape `shape`.
 
@@ -80,7 +80,8 @@ class Region:
     offsets: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        self.shape, self.offsets = _integers(self.shape, "shape"), _integers(self.offsets, "offsets")
+        for name in ("shape", "offsets"):
+            object.__setattr__(self, name, _integers(getattr(self, name), name))
 
 
 def _integers(values: Any, name: str) -> tuple[int, ...]:
@@ -309,6 +310,13 @@ def check_generator(generator: object) -> None:
     """Raise for what is no generator."""
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, not {type(generator).__name__}")
+
+
+def check_layout(tensor: torch.Tensor, name: str) -> None:
+    """Raise, as torch does, for a sparse or nested tensor: fills write by strides. `name` is of what would write."""
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        kind = "nested" if tensor.is_nested else f"{tensor.layout}"
+        raise NotImplementedError(f"{name} is not implemented for a {kind} tensor; it writes strided ones")
 
 
 def refuse_inference_update(tensor: torch.Tensor) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from torch_fastinit.arguments import number
 from torch_fastinit.forks import lock_before_forks
 from torch_fastinit.initializers import Normal
-from torch_fastinit.ops import RANDOM_DTYPES, fill_fresh, refuse_inference_update
+from torch_fastinit.ops import RANDOM_DTYPES, check_generator, check_layout, fill_fresh, refuse_inference_update
 
 #: The dtype that an orthogonal matrix is computed in, for every dtype that it is written to.
 COMPUTED_IN = dict.fromkeys(RANDOM_DTYPES, torch.float32) | {
@@ -61,6 +62,16 @@ def delta_orthogonal_(tensor: torch.Tensor, gain: float = 1, generator: torch.Ge
                 middle = middle.select(2, (size - 1) // 2)
             orthogonal_(middle, gain, generator)
     return tensor
+
+
+def check(tensor: torch.Tensor, gain: Any, generator: Any) -> Any:
+    """The gain as a number. Raises before anything is written or recorded."""
+    check_layout(tensor, "orthogonal_")
+    if generator is not None:
+        check_generator(generator)
+    if isinstance(gain, torch.Tensor) and gain.numel() == 1:
+        gain = gain.item()
+    return gain if isinstance(gain, complex) and tensor.is_complex() else number(gain, "gain")
 
 
 def shape_of_normals(tensor: torch.Tensor) -> tuple[int, int]:

@@ -121,6 +121,35 @@ def test_copies_of_views_that_conjugate_or_negate(view, copied):
     assert torch.equal(model.copied, copied(view(model.z)))
 
 
+LAZY_VIEWS = {
+    "imag": lambda z: z.conj().imag,
+    "real": lambda z: torch.real(z.conj()),
+    "imag of a row": lambda z: torch.imag(z.mH[0]),
+    "resolved": lambda z: torch.view_as_real(z.conj().resolve_conj()),
+    "negated and resolved": lambda z: z.conj().imag.resolve_neg(),
+    "element": lambda z: torch.tensor(z.conj()[0, 0].item()),
+    "NumPy's": lambda z: torch.from_numpy(z.detach().conj().resolve_conj().numpy()),
+    "what it is": lambda z: torch.tensor([z.conj().is_conj(), z.imag.is_neg(), z.conj().imag.is_neg()]),
+    "written": lambda z: z.conj().imag.fill_(3.0) * z,
+}
+
+
+@pytest.mark.parametrize("made", LAZY_VIEWS.values(), ids=LAZY_VIEWS)
+def test_what_a_view_that_conjugates_shows(made):
+    def build():
+        torch.manual_seed(0)
+        model = nn.Module()
+        model.z = torch.randn(4, 3, dtype=torch.complex64)
+        model.made = made(model.z)
+        return model
+
+    eager = build()
+    with fastinit.deferred():
+        ours = build()
+    fastinit.materialize(ours, replay="torch")
+    assert torch.equal(ours.made, eager.made) and torch.equal(ours.z, eager.z)
+
+
 @pytest.mark.parametrize("view", [conjugated, negated])
 def test_writes_through_views_that_conjugate_or_negate(view):
     def write(target, source):
@@ -167,3 +196,46 @@ def test_a_copy_that_overlaps_itself(columns):
     with fastinit.deferred():
         model = build()
     assert torch.equal(fastinit.materialize(model, seed=0).w, build().w)
+
+
+REFUSALS = (RuntimeError, ValueError, OverflowError, TypeError, ZeroDivisionError)
+INF, NAN = float("inf"), float("nan")
+#: What torch refuses when it runs, and so here, where it runs by `materialize`, or at once.
+IMPOSSIBLE = {
+    "uniform": [
+        (lambda t, ab=ab: t.uniform_(*ab)) for ab in ((NAN, 1), (0, NAN), (1, 0), (-INF, 0), (0, 1e39), (-3e38, 3e38))
+    ],
+    "half": [lambda t: t.half().uniform_(0, 1e5)],
+    "normal": [lambda t: t.normal_(0, -1), lambda t: t.normal_(0, NAN)],
+    "truncated": [
+        (lambda t, args=args: nn.init.trunc_normal_(t, *args))
+        for args in ((0, 1, NAN, 2), (0, 1, -2, NAN), (0, 1, 2, -2), (0, 0), (0, 1, 1e39, 2e39))
+    ],
+    "sparse": [
+        lambda t: nn.init.sparse_(t, NAN),
+        lambda t: nn.init.sparse_(t, INF),
+        lambda t: nn.init.sparse_(t, 0.5, -1),
+    ],
+    "dirac": [lambda t: nn.init.dirac_(t.new_ones(4, 4, 1), 2.0), lambda t: nn.init.dirac_(t.new_ones(4, 4, 1), "x")],
+}
+
+
+@pytest.mark.filterwarnings("ignore:mean is more than 2 std")
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_parameters_that_torch_refuses(name):
+    for write in IMPOSSIBLE[name]:
+        with pytest.raises(REFUSALS):
+            write(torch.ones(4, 4))
+        with pytest.raises((RuntimeError, TypeError), match=r"'w' \(shape .* could not be materialised: |integer|%"):
+            materialized(write)
+
+
+def materialized(write):
+    with fastinit.deferred():
+        model = nn.Module()
+        model.w = write(torch.ones(4, 4))
+    return fastinit.materialize(model, seed=0).w
+
+
+def test_fewer_groups_than_one():
+    assert not materialized(lambda t: nn.init.dirac_(t.new_ones(4, 4, 1), -1)).any()

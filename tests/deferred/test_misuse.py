@@ -355,7 +355,16 @@ NOT_STRIDED: dict[str, Callable[[], Any]] = {
     "to_sparse_csr": lambda: torch.eye(3).to_sparse_csr(),
     "zeros": lambda: torch.zeros(2, 2, layout=torch.sparse_coo),
     "empty": lambda: torch.empty(2, 2, layout=torch.sparse_csr),
+    "on meta": lambda: torch.sparse_coo_tensor(INDICES, torch.randn(2), (2, 2), device="meta"),
+    "of rows, on meta": lambda: torch.empty(2, 2, layout=torch.sparse_csr, device="meta"),
+    "as data": lambda: setattr(torch.randn(3, 3), "data", SPARSE),
+    "of a parameter, as data": lambda: setattr(nn.Linear(3, 3).weight, "data", SPARSE.to_sparse_csr()),
     "nested": lambda: torch.nested.nested_tensor([torch.randn(2), torch.randn(3)]),
+    "jagged": lambda: torch.nested.nested_tensor([torch.randn(2), torch.randn(3)], layout=torch.jagged),
+    "jagged, of one": lambda: torch.nested.nested_tensor_from_jagged(torch.randn(5), torch.tensor([0, 2, 5])),
+    "jagged, by lengths": lambda: torch.nested.narrow(
+        torch.randn(2, 5), 1, torch.tensor([0, 1]), torch.tensor([2, 3]), layout=torch.jagged
+    ),
     "mkldnn": lambda: torch.randn(3).to_mkldnn(),
     "quantized": lambda: torch.quantize_per_tensor(torch.randn(3), 0.1, 0, torch.qint8),
     "quantized by channels": lambda: torch.quantize_per_channel(
@@ -378,6 +387,25 @@ def test_what_is_not_strided_is_refused(name: str) -> None:
     module.before, module.after = before, after
     fastinit.materialize(module, seed=0)
     assert not torch.equal(module.before, module.after)
+
+
+def test_jagged_tensors_outside_a_context() -> None:
+    with fastinit.deferred():
+        values = torch.zeros(5)
+    with pytest.raises(NotImplementedError, match=r"^aten\._nested_view_from_jagged\.default: a nested tensor cannot"):
+        torch.nested.nested_tensor_from_jagged(values, torch.tensor([0, 2, 5]))
+    with pytest.raises(NotImplementedError, match=r"^Tensor\.data of a tensor of shape \(5,\): a torch.sparse_coo"):
+        values.data = SPARSE
+    real = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    assert (real + 1).values().eq(2).all()
+
+
+def test_a_sparse_tensor_on_plain_meta() -> None:
+    module = nn.Module()
+    module.register_buffer("mask", torch.empty(2, 2, layout=torch.sparse_coo, device="meta"))
+    for reset, message in ((False, "'mask': on the meta device"), (True, "'mask' could not be replaced .*sparse_coo")):
+        with pytest.raises(RuntimeError, match=message):
+            fastinit.materialize(module, seed=0, reset=reset)
 
 
 def test_a_real_sparse_tensor_is_kept() -> None:

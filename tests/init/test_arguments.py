@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +17,11 @@ from torch import nn
 import torch_fastinit as fastinit
 from torch_fastinit import init
 
+#: What stands for an integer, and what does not.
+INTEGERS = [np.int64(3), np.True_, np.array(3), np.array([3]), torch.tensor(3), torch.tensor([3]), torch.tensor(True)]
+NO_INTEGERS = [3.0, np.float32(3), np.ones(1), np.array([3, 4]), torch.ones(1), torch.tensor([3, 4]), torch.Tensor]
+FLAGS = ["verify", "reset", "check"]
+CUBES, ARGUMENTS = ("dirac_", "delta_orthogonal_"), {"sparse_": (0.5,)}
 WORDS = torch.zeros(4, dtype=torch.int32)
 
 
@@ -47,7 +55,7 @@ def random_bits(**arguments: Any) -> object:
     return fastinit.random_bits_(WORDS, **({"seed": 0, "stream": 0} | arguments))
 
 
-@pytest.mark.parametrize("seed", [0.5, 3.0, "x", b"1", [1], torch.ones(2), torch.ones(1), 1j])
+@pytest.mark.parametrize("seed", [0.5, "x", b"1", [1], 1j, *NO_INTEGERS])
 @pytest.mark.parametrize("call", [materialize, initialize, random_bits])
 def test_seeds(call: Callable[..., object], seed: Any) -> None:
     with pytest.raises(TypeError, match=r"^seed must be an integer, not "):
@@ -55,7 +63,7 @@ def test_seeds(call: Callable[..., object], seed: Any) -> None:
     assert not WORDS.any()
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64 - 1, True, np.int64(3), torch.tensor(3)])
+@pytest.mark.parametrize("seed", [-1, 2**64 - 1, True, *INTEGERS])
 def test_seeds_that_are_integers(seed: Any) -> None:
     for call in (materialize, initialize, random_bits):
         call(seed=seed)
@@ -126,6 +134,59 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 }
 
 
+@pytest.mark.parametrize("argument", ["device", "dtype", "names", "shards"])
+@pytest.mark.parametrize("call", [materialize, plan])
+def test_a_class_is_no_function(call: Callable[..., object], argument: str) -> None:
+    if (call, argument) != (plan, "names"):
+        with pytest.raises(TypeError, match=rf"^{argument} must be a .*, not <class 'float'>$"):
+            call(**{argument: float})
+
+
+@pytest.mark.parametrize(("call", "argument"), [(materialize, name) for name in FLAGS] + [(plan, "reset")])
+def test_flags(call: Callable[..., object], argument: str) -> None:
+    for wrong in ("no", "", None, 2, 1.0, torch.ones(2), []):
+        with pytest.raises(TypeError, match=f"^{argument} must be True or False, not "):
+            call(**{argument: wrong})
+    for right in (True, np.True_, 0):
+        call(**({"seed": 0} if call is materialize else {}), **{argument: right})
+
+
+@pytest.mark.parametrize(
+    "initialiser", [init.xavier_uniform_, init.xavier_normal_, init.orthogonal_, init.delta_orthogonal_]
+)
+def test_gains(initialiser: Callable[..., torch.Tensor]) -> None:
+    tensor, state = torch.full((3, 2, 1), 7.0), torch.get_rng_state()
+    for wrong in ("x", None, [1], torch.ones(2), 1j, float):
+        with pytest.raises(TypeError, match=r"^gain must be a float, not "):
+            initialiser(tensor, gain=wrong)
+        with fastinit.deferred(), pytest.raises(TypeError, match=r"^gain must be a float, not "):
+            initialiser(torch.empty(3, 2, 1), gain=wrong)
+    with pytest.raises(TypeError, match=r"^generator must be a torch\.Generator, not int"):
+        initialiser(tensor, generator=3)
+    assert tensor.eq(7).all() and torch.equal(state, torch.get_rng_state())
+    two = [initialiser(torch.empty(3, 2, 1), gain, torch.Generator()) for gain in (2, torch.tensor(2.0))]
+    assert torch.equal(*two)
+
+
+def test_gains_of_torch_in_a_context() -> None:
+    for wrong in ("x", None, [1]):
+        with fastinit.deferred(), pytest.raises(TypeError, match="must be Tensor, not"):
+            torch.nn.init.orthogonal_(torch.empty(3, 2), gain=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", sorted({*init.__all__} - {"calculate_gain", "constant_", "ones_", "zeros_"}))
+def test_sparse_tensors(name: str) -> None:
+    with pytest.raises(NotImplementedError, match=r"is not implemented for a torch\.sparse_coo tensor"):
+        getattr(init, name)(torch.ones((3, 3, 3) if name in CUBES else (3, 3)).to_sparse(), *ARGUMENTS.get(name, ()))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_mixture_of_what_has_no_strides() -> None:
+    for tensor in (torch.eye(3).to_sparse(), torch.nested.nested_tensor([torch.ones(3)])):
+        with pytest.raises(NotImplementedError, match=r"^mixture fill is not implemented for a .* tensor"):
+            fastinit.mixture_(tensor, [(1, 0)])
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_others(name: str) -> None:
     call, error, message = WRONG[name]
@@ -137,6 +198,9 @@ def test_a_region_takes_any_sequences() -> None:
     part = fastinit.Region(torch.Size([4, 3]), np.array([2, 0]))  # type: ignore[arg-type]
     assert part == fastinit.Region((4, 3), (2, 0)) and hash(part)
     assert {type(n) for n in (*part.shape, *part.offsets)} == {int}
+    assert copy.deepcopy(part) == pickle.loads(pickle.dumps(part)) == part
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        part.shape = "x"  # type: ignore[misc,assignment]
     lists = {"weight": fastinit.Region([4, 3], [2, 0]), "bias": fastinit.Region([4], [2])}  # type: ignore[arg-type]
     whole = fastinit.materialize(fastinit.skip_init(nn.Linear, 3, 4), seed=1)
     assert torch.equal(fastinit.materialize(deferred(), seed=1, shards=lists).weight, whole.weight[2:])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -70,6 +72,26 @@ def test_wrong_axes(axes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         init.variance_scaling_(tensor, **axes)
     assert tensor.eq(7).all()
+
+
+@pytest.mark.parametrize("axis", ["in_axis", "out_axis", "batch_axis", "groups"])
+def test_axes_that_are_no_integers(axis: str) -> None:
+    for wrong in (torch.ones(2), torch.tensor(1.0), 1.0, np.zeros(2), np.float32(1), "x", None):
+        with pytest.raises(TypeError, match=f"^{axis} must be an integer, not "):
+            init.lecun_normal_(torch.empty(6, 4, 3), **{axis: wrong})
+
+
+@pytest.mark.parametrize("layout", [{}, {"in_axis": (0,), "out_axis": -2, "batch_axis": 2}, {"groups": 2}], ids=str)
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("initialiser", [init.lecun_normal_, init.lecun_uniform_, init.variance_scaling_])
+def test_compiled(initialiser: Any, dynamic: bool, layout: dict[str, Any]) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda t: initialiser(t, **layout), fullgraph=True, backend="eager", dynamic=dynamic)
+    values = []
+    for call in (compiled, partial(initialiser, **layout)):
+        torch.manual_seed(0)
+        values.append(call(torch.empty(6, 4, 3)))
+    assert torch.equal(*values)
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 4), (4, 4, 3, 3), (6, 2, 1, 2, 5)], ids=str)

@@ -229,6 +229,10 @@ def test_reprs_signatures_and_wrong_arguments() -> None:
         like.keras.VarianceScaling(mode="fan_geo_avg")
     with pytest.raises(ValueError, match="'sum' and 'uniform'"):
         like.mxnet.Xavier(factor_type="sum")
+    with pytest.raises(ValueError, match=r"'avg', 'in' or 'out', .* \['avg'\] and 'uniform'"):
+        like.mxnet.Xavier(factor_type=["avg"])
+    with pytest.raises(ValueError, match=r"Distribution \['normal'\] not supported"):
+        like.keras.VarianceScaling(distribution=["normal"])(torch.empty(2, 2))
     with pytest.raises(ValueError, match="Distribution untruncated_normal not supported"):
         like.jax.variance_scaling(1.0, "fan_in", "untruncated_normal")(torch.empty(2, 2))
 

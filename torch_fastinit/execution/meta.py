@@ -25,7 +25,7 @@ from torch_fastinit.planning.written import contents, is_written
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.context import deferred
 from torch_fastinit.recording.memory import failure
-from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, clock, live_writes
+from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, check_strided, clock, live_writes
 from torch_fastinit.recording.tensor import Deferred, adopt, as_subclass, wrap
 from torch_fastinit.shards import checked_part, local_part
 
@@ -251,6 +251,7 @@ def _stand_in(tensor: torch.Tensor, device: torch.device | None, memory: dict[in
     tape = active.tape
     assert tape is not None
     with outside():
+        check_strided(tensor)
         if isinstance(tensor, Deferred):
             new = wrap(_copy(tensor._value, tape), type(tensor))
             new.requires_grad_(tensor.requires_grad)

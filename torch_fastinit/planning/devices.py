@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 import torch
 
+from torch_fastinit.arguments import is_function
 from torch_fastinit.planning.tensors import Target
 from torch_fastinit.recording.tensor import Deferred
 
@@ -24,7 +25,7 @@ def devices_of(rule: DeviceRule, module: torch.nn.Module, targets: Sequence[Targ
     of_name: Callable[[str, torch.Tensor], Device | None]
     if isinstance(rule, Mapping):
         of_name = _by_prefix(rule, module, targets)
-    elif callable(rule):
+    elif is_function(rule):
         of_name = rule
     else:
         raise TypeError(f"device must be a device, a mapping from names to devices or a function, not {rule!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from torch_fastinit.recording.originals import dirac_, sparse_, trunc_normal_
 from torch_fastinit.recording.tape import Entry, Value
 
 aten = torch.ops.aten
+_LARGEST = {dtype: torch.finfo(dtype).max for dtype in RANDOM_DTYPES}
 _TwoNumbers = TypeVar("_TwoNumbers", Normal, Uniform)
 
 
@@ -68,6 +70,22 @@ _RECOGNIZERS: dict[Any, Callable[[Entry], Initializer | None]] = {
 }
 
 
+def _is_possible(law: Initializer, dtype: torch.dtype) -> bool:
+    """Whether a fill has such parameters. torch checks them when an operation runs, and here none has run."""
+    if isinstance(law, Normal):
+        return law.std >= 0.0
+    if isinstance(law, Sparse):
+        return 0.0 <= law.sparsity < math.inf and law.std >= 0.0
+    if isinstance(law, Dirac):
+        return law.groups >= 1
+    if isinstance(law, (Uniform, TruncatedNormal)):
+        largest, a, b = _LARGEST[dtype], law.a, law.b
+        if isinstance(law, Uniform):
+            return -largest <= a <= b <= largest and b - a <= largest
+        return math.isfinite(law.mean) and 0.0 < law.std < math.inf and a <= b and a <= largest and b >= -largest
+    return True
+
+
 def recognize(entry: Entry) -> Initializer | None:
     """The initializer that `entry` is one fill of, if it is one and its outcome is not settled otherwise."""
     recognizer = _RECOGNIZERS.get(entry.func)
@@ -81,8 +99,8 @@ def recognize(entry: Entry) -> Initializer | None:
         anywhere = isinstance(initializer, Constant) or (isinstance(initializer, Normal) and shadow.is_complex())
         if not anywhere or shadow.is_conj():
             return None
-    if isinstance(initializer, Normal) and not initializer.std >= 0:
-        return None
+    if not _is_possible(initializer, shadow.dtype):
+        return None  # so the operation is replayed, and says what is wrong
     if not shadow.is_contiguous() and any(s == 0 < n - 1 for n, s in zip(shadow.shape, shadow.stride(), strict=True)):
         return None
     return initializer

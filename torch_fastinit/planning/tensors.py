@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import inspect
 import math
-import sys
 import types
 import weakref
 from collections import OrderedDict, deque
@@ -55,11 +53,16 @@ _CONTAINERS = frozenset({dict, list, tuple, set, OrderedDict})
 _OF_EVERY_MODULE = frozenset(torch.nn.Module().__dict__)
 _MEMBERS = frozenset({"_parameters", "_buffers", "_modules"})
 #: What belongs to more than one object, and what deferred tensors are made of.
-_ENDS = (type, types.ModuleType, types.FrameType, weakref.ref, weakref.ProxyType, weakref.CallableProxyType, Value)
+_ENDS = (
+    *(type, types.ModuleType, types.FrameType, types.CodeType),
+    *(weakref.ref, weakref.ProxyType, weakref.CallableProxyType, Value),
+)
 #: Where classes written in C are from that hold objects but have no attributes: caches, iterators, generators.
 _OPAQUE = frozenset({"builtins", "functools", "itertools"})
-#: Whether gc does not show what is in a generator's frame. (To ask for its locals keeps them alive, so only then.)
-_FRAMES_ARE_HIDDEN = sys.version_info < (3, 11)
+#: Classes from there whose objects say by what names they hold others.
+_OPEN = (dict, list, tuple, deque, set, frozenset, types.FunctionType, types.MethodType, functools.partial)
+#: What runs in a frame of its own, by the attribute that has it.
+_FRAMES = {types.GeneratorType: "gi_frame", types.CoroutineType: "cr_frame", types.AsyncGeneratorType: "ag_frame"}
 #: Where classes are from whose tensors describe ranks, not a model; or are found elsewhere (`fsdp_parameters`).
 _OF_RANKS = ("torch.distributed.device_mesh", "torch.distributed.tensor._dtensor_spec", "torch.distributed.fsdp._fully")
 _BY_IDENTITY: tuple[Any, ...] = (object.__hash__, torch.Tensor.__hash__)
@@ -90,8 +93,12 @@ def _members(
                 yield f"{path}.{name}" if path else name, tensor
 
 
-def _walk(items: _Named, seen: _Seen) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that objects hold, whatever these are, depth first."""
+def _walk(items: _Named, seen: _Seen, opaque: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that objects hold, whatever these are, depth first.
+
+    How an opaque object holds others differs between versions of Python. So the tensors that are found behind one, and
+    nowhere before, have numbers of their own; but for what is inside of another one, where `opaque` is True.
+    """
     stack = [items]
     while stack:
         for path, item in stack[-1]:
@@ -101,7 +108,11 @@ def _walk(items: _Named, seen: _Seen) -> Iterator[tuple[str, torch.Tensor]]:
                 yield path, item
             if id(item) not in seen:
                 seen[id(item)] = item
-                stack.append(_below(path, item, seen))
+                below = _below(path, item, seen)
+                if not opaque and _is_opaque(item):
+                    behind = [tensor for _, tensor in _walk(below, seen, opaque=True) if id(tensor) not in seen]
+                    below = iter([(f"{path}.{i}", tensor) for i, tensor in enumerate(sorted(behind, key=_order))])
+                stack.append(below)
                 break
         else:
             stack.pop()
@@ -165,7 +176,7 @@ def _of_object(item: Any) -> _Named:
     elif isinstance(item, (list, tuple, deque)):
         yield from _numbered(item)
     elif isinstance(item, (set, frozenset)):
-        yield from _numbered(sorted((i for i in item if i.__class__ not in _PLAIN), key=_age))
+        yield from _numbered(sorted((i for i in item if i.__class__ not in _PLAIN), key=_order_in_set))
     elif isinstance(item, types.FunctionType):
         for name, cell in zip(item.__code__.co_freevars, item.__closure__ or (), strict=True):
             with contextlib.suppress(ValueError):  # nothing is in the cell yet
@@ -176,10 +187,8 @@ def _of_object(item: Any) -> _Named:
         yield from (("__self__", item.__self__), ("__func__", item.__func__))
     elif isinstance(item, functools.partial):
         yield from (("func", item.func), ("args", item.args), ("keywords", item.keywords))
-    elif type(item).__module__ in _OPAQUE:
-        if _FRAMES_ARE_HIDDEN and isinstance(item, types.GeneratorType):
-            yield from inspect.getgeneratorlocals(item).items()
-        yield from _numbered(gc.get_referents(item))
+    elif _is_opaque(item):
+        yield from _numbered(_referents(item))
     yield from _slots(item)
     attributes = getattr(item, "__dict__", None)
     if isinstance(attributes, dict):
@@ -199,14 +208,43 @@ def _slots(item: Any) -> _Named:
                         yield name, slot.__get__(item)
 
 
-def _age(item: Any) -> float:
-    """When the first of the deferred tensors in `item` was written: elements of a set have no other order."""
-    times = [
-        tensor._value.storage.writes[0].time
-        for _, tensor in _walk(iter((("", item),)), {})
-        if isinstance(tensor, Deferred) and tensor._value.storage.writes
+def _is_opaque(item: Any) -> bool:
+    return type(item).__module__ in _OPAQUE and not isinstance(item, _OPEN)
+
+
+def _referents(item: Any) -> Iterable[Any]:
+    """What an opaque object holds; of a frame its variables and its stack, which are the same in each Python."""
+    frame = getattr(item, _FRAMES[type(item)]) if type(item) in _FRAMES else None
+    if frame is None:
+        return gc.get_referents(item)
+    others = {id(frame.f_globals), id(frame.f_builtins)}  # (To ask for its f_locals would keep the variables alive.)
+    return [
+        inner
+        for inner in gc.get_referents(item, frame)
+        if id(inner) not in others and not (isinstance(inner, types.FunctionType) and inner.__code__ is frame.f_code)
     ]
-    return min(times, default=math.inf)
+
+
+#: When a tensor was written, and which part of its memory it is.
+_Order = tuple[list[float], Any]
+
+
+def _order(tensor: torch.Tensor) -> list[_Order]:
+    """Where a deferred tensor comes among others, by the recording alone."""
+    places: list[_Order] = []
+    for _, inner in unwrap("", tensor):
+        if isinstance(inner, Deferred):
+            value = inner._value
+            times: list[float] = [entry.time for entry in value.storage.writes]
+            view = value.view
+            places.append((times or [math.inf], (view.offset, view.shape, view.stride, str(view.dtype))))
+    return places or [([math.inf], ())]
+
+
+def _order_in_set(item: Any) -> list[Any]:
+    """Where an element of a set comes: elements have no order but that of the deferred tensors in them."""
+    found = sorted((_order(tensor), path) for path, tensor in _walk(iter((("", item),)), {}))
+    return found or [([([math.inf], ())], "")]
 
 
 def _attributes(

@@ -65,7 +65,7 @@ def keep_on_meta(tensor: torch.Tensor) -> None:
 
 def kept_on_meta(tensor: torch.Tensor) -> bool:
     """Whether `keep_on_meta` was told of `tensor`, or of one with the same memory."""
-    return hasattr(tensor.untyped_storage(), "_kept_on_meta")
+    return tensor.layout is torch.strided and hasattr(tensor.untyped_storage(), "_kept_on_meta")
 
 
 def allocate(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.memory import keep_on_meta
-from torch_fastinit.recording.tape import NotStridedError, transform
+from torch_fastinit.recording.tape import NotStridedError, check_strided, transform
 from torch_fastinit.recording.tensor import Deferred, adopt, become, expose, tape_of
 
 aten = torch.ops.aten
@@ -71,6 +71,7 @@ def run_on_meta(func: Any, args: Any, kwargs: Any, written: Any) -> Any:
 def mark(tensor: torch.Tensor) -> None:
     """Note it if a context made this tensor on meta."""
     if tensor.is_meta and active.tape is not None:
+        check_strided(tensor)
         keep_on_meta(tensor)
 
 

@@ -26,7 +26,7 @@ from torch_fastinit.recording.tensor import (
     adopt,
     become,
     capture,
-    has_foreign_dispatch,
+    is_for_others,
     read,
     tape_of,
     value_of_tensor,
@@ -145,7 +145,7 @@ def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     try:
         return _SPECIAL.get(func, _record_operation)(func, args, kwargs)
     except NotStridedError as error:
-        raise NotImplementedError(f"{func}: {error}") from None
+        raise NotStridedError(error.kind, func) from None
 
 
 class _Recorder(TorchDispatchMode):
@@ -167,7 +167,7 @@ class _Recorder(TorchDispatchMode):
             if active.tape is self.tape:
                 active.tape = None
             return func(*args, **(kwargs or {}))
-        if has_foreign_dispatch(types):
+        if is_for_others(func, types):
             return NotImplemented
         return dispatch(func, args, kwargs or {})
 

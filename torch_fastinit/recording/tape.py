@@ -30,11 +30,13 @@ clock = itertools.count()
 class NotStridedError(NotImplementedError):
     """A tensor that has no strided memory of its own cannot be recorded."""
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, operation: object = None):
+        where = "" if operation is None else f"{operation}: "
         super().__init__(
-            f"a {kind} tensor cannot be deferred, only strided ones can: do this before the context, or after "
+            f"{where}a {kind} tensor cannot be deferred, only strided ones can: do this before the context, or after "
             "`materialize`"
         )
+        self.kind = kind
 
 
 def check_strided(tensor: torch.Tensor) -> None:

@@ -24,6 +24,8 @@ from torch_fastinit._torch import (
     local_of,
     make_wrapper_subclass,
     refuse_address,
+    set_conj,
+    set_neg,
     spec_of,
     storage_id,
 )
@@ -31,7 +33,17 @@ from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.memory import allocate, as_real, span
 from torch_fastinit.recording.memoryless import check_outside, makes_real, no_memory, storage_of
 from torch_fastinit.recording.replay import closure, evaluate
-from torch_fastinit.recording.tape import Entry, Storage, Tape, Value, check_strided, clock, need, transform
+from torch_fastinit.recording.tape import (
+    Entry,
+    NotStridedError,
+    Storage,
+    Tape,
+    Value,
+    check_strided,
+    clock,
+    need,
+    transform,
+)
 
 aten = torch.ops.aten
 _META = torch.device("meta")
@@ -39,6 +51,8 @@ _GRAD: Any = torch.Tensor.grad
 _CUDA_ARRAY_INTERFACE: Any = torch.Tensor.__cuda_array_interface__
 #: The attributes that deferred tensors have besides those of the tensor that they stand for.
 _OURS = frozenset({"_value", "_is_param"})
+#: What makes a nested tensor of layout `torch.jagged`.
+_JAGGED = aten._nested_view_from_jagged.default
 _NO_DISPATCH = torch.Tensor.__torch_dispatch__
 
 
@@ -72,7 +86,7 @@ class Deferred(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if has_foreign_dispatch(types):
+        if is_for_others(func, types):
             return NotImplemented
         if active.tape is None:
             found: list[Deferred] = []
@@ -114,7 +128,11 @@ class Deferred(torch.Tensor):
                         "device, which has none: make that one inside fastinit.deferred()"
                     )
                 other = uninitialized(other, storage.device, storage.tape)  # the first forward of a lazy module
-            become(self, value_of_tensor(other, storage.tape))
+            try:
+                value = value_of_tensor(other, storage.tape)
+            except NotStridedError as error:
+                raise NotStridedError(error.kind, f"Tensor.data of a tensor of shape {tuple(self.shape)}") from None
+            become(self, value)
 
     @property
     def grad(self) -> torch.Tensor | None:
@@ -253,10 +271,12 @@ for _name in ("__bool__", "__complex__", "__float__", "__index__", "__int__"):
     setattr(Deferred, _name, _conversion(_name))
 
 
-def has_foreign_dispatch(types: Any) -> bool:
-    """Whether any type has its own `__torch_dispatch__`."""
+def is_for_others(func: Any, types: Any) -> bool:
+    """Whether any type has its own `__torch_dispatch__`, which is to run the operation."""
     for cls in types:  # asked for each operation: no generator
         if cls is not Deferred and not issubclass(cls, Deferred) and cls.__torch_dispatch__ is not _NO_DISPATCH:
+            if func is _JAGGED and any(issubclass(one, Deferred) for one in types):
+                raise NotStridedError("nested", func)  # torch keeps its parts where they cannot be replaced
             return True
     return False
 
@@ -337,6 +357,9 @@ def wrap(value: Value, cls: type[Deferred] = Deferred, device: torch.device | No
         device=device or value.storage.device,
     )
     refuse_address(tensor)  # code in C++ gets no address either
+    if value.lazy:  # which code in C++ asks the tensor itself, as `imag` and `resolve_conj` do
+        set_conj(tensor, shadow.is_conj())
+        set_neg(tensor, shadow.is_neg())
     tensor._value = value
     return tensor
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -50,17 +51,17 @@ def _sparse(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
 def _dirac(tensor: torch.Tensor, groups: int = 1) -> Any:
     if tensor.ndimension() not in (3, 4, 5) or tensor.size(0) % groups:
         return dirac_(tensor, groups)  # raises
-    return _record_dirac(tensor, groups)
+    return _record_dirac(tensor, operator.index(groups))
 
 
 def _orthogonal(tensor: torch.Tensor, gain: float = 1, generator: torch.Generator | None = None) -> Any:
     if isinstance(tensor, Deferred):
         if tensor.ndimension() < 2 or tensor.numel() == 0:
             return orthogonal_(tensor, gain, generator)  # raises, or does nothing
-        if tensor.dtype not in (torch.float32, torch.float64):
+        if tensor.dtype not in (torch.float32, torch.float64) or not isinstance(gain, (int, float, torch.Tensor)):
             with outside():  # raises what torch does
                 empty = torch.empty(1, 1, dtype=tensor.dtype, device="cpu")
-                OwnGenerators(states()).run(orthogonal_, (empty,), {})
+                OwnGenerators(states()).run(orthogonal_, (empty, gain), {})
         tensor._value.shadow.view(tensor.shape[0], -1)
     return _record_orthogonal(tensor, gain, generator)
 
