@@ -464,8 +464,14 @@ PYBIND11_MODULE(_C, m) {
          int64_t threads) {
         std::vector<fastinit::Range> bounds;
         for (const auto& [low, high] : ranges) bounds.push_back({low, high});
-        const py::gil_scoped_release release;
-        return fastinit::histograms(spans_of(spans), bounds, bins, most, as_threads(threads));
+        std::vector<std::vector<int64_t>> found;
+        {
+          const py::gil_scoped_release release;
+          found = fastinit::histograms(spans_of(spans), bounds, bins, most, as_threads(threads));
+        }
+        py::list out;
+        for (const std::vector<int64_t>& counts : found) out.append(py::tuple(py::cast(counts)));
+        return out;
       },
       py::arg("spans"), py::arg("ranges"), py::arg("bins"), py::arg("most"), py::arg("threads"),
       "How many elements of each span, or of a sample, lie in each part of its range.");

@@ -57,6 +57,16 @@ struct Shifted {
   double shift, unit;
 };
 
+// A shift by about the mean keeps the digits of a deviation that is small beside it. Others do without, in less time.
+double shift_of(const Span& span) {
+  const int64_t size = size_of(span.dtype) > 0 ? std::min(kRun, span.count) : 0;
+  if (size == 0) return 0;
+  double x[kRun], apart = 0;
+  kernels().as_doubles(span.data, size, span.dtype, x);
+  for (int64_t i = 0; i < size; ++i) apart += fabs(x[i] - x[0]) / static_cast<double>(size);
+  return isfinite(x[0]) && !(fabs(x[0]) <= 8 * apart) ? x[0] : 0;
+}
+
 std::vector<Sums> sums_of(const std::vector<Shifted>& all, int threads) {
   const StatisticsKernels& k = kernels();
   const Sums none{0, 0, INFINITY, -INFINITY, 0, 0};
@@ -104,10 +114,7 @@ std::vector<Sums> sums_of(const std::vector<Shifted>& all, int threads) {
 std::vector<Statistics> statistics(const std::vector<Span>& spans, int threads) {
   std::vector<Shifted> all;
   for (const Span& span : spans) {
-    // A shift by about the mean keeps the digits of a deviation that is small beside it.
-    double first = 0;
-    if (size_of(span.dtype) > 0 && span.count > 0) kernels().as_doubles(span.data, 1, span.dtype, &first);
-    all.push_back({span, isfinite(first) ? first : 0, 1});
+    all.push_back({span, shift_of(span), 1});
   }
   std::vector<Sums> totals = sums_of(all, threads);
   std::vector<size_t> far;  // where double ends: once more, in units of their own
@@ -145,33 +152,20 @@ std::vector<std::vector<int64_t>> histograms(const std::vector<Span>& spans, con
   in_parallel(threads, spans.size(), [&](size_t s) {
     const Span& span = spans[s];
     const double unit = unit_of(std::max(fabs(ranges[s].low), fabs(ranges[s].high)));
-    const Range range{ranges[s].low * unit, ranges[s].high * unit};
-    const double scale = range.high > range.low ? bins / (range.high - range.low) : 0;
+    const double low = ranges[s].low * unit, high = ranges[s].high * unit;
+    const Parts parts{unit, low, high > low ? bins / (high - low) : 0, static_cast<double>(bins - 1)};
     const int64_t runs = (span.count + kRun - 1) / kRun, step = std::max<int64_t>(1, (runs * kRun + most - 1) / most);
-    const double last = bins - 1;
-    double x[kRun];
-    int places[kRun];
-    // Neighbours, which are often alike, have counters of their own; the last of each counts what is not finite.
-    const size_t each = static_cast<size_t>(bins) + 1;
-    std::vector<int64_t> counted(4 * each);
+    const size_t places = static_cast<size_t>(bins) + 1;
+    std::vector<int64_t> counters(kCounters * places);
     for (int64_t r = 0; r < runs; r += step) {
-      const int64_t size = std::min(kRun, span.count - r * kRun);
       if (r + step < runs) {  // the next run is far away, and nobody else asks for it in time
         const int64_t next = (r + step) * kRun, bytes = std::min(kRun, span.count - next) * size_of(span.dtype);
         for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at(span, next) + b);
       }
-      k.as_doubles(at(span, r * kRun), size, span.dtype, x);
-      for (int64_t i = 0; i < size; ++i) {
-        const double place = (x[i] * unit - range.low) * scale;
-        const double inside = std::min(std::max(0.0, place), last);
-        places[i] = x[i] - x[i] == 0 ? static_cast<int>(inside) : bins;
-      }
-      for (int64_t i = 0; i < size; ++i) {
-        ++counted[static_cast<size_t>(i % 4) * each + static_cast<size_t>(places[i])];
-      }
+      k.count(at(span, r * kRun), std::min(kRun, span.count - r * kRun), span.dtype, parts, counters.data());
     }
-    for (size_t b = 0; b < counted.size(); ++b) {
-      if (b % each < counts[s].size()) counts[s][b % each] += counted[b];
+    for (size_t c = 0; c < counters.size(); ++c) {
+      if (c % places < counts[s].size()) counts[s][c % places] += counters[c];
     }
   });
   return counts;

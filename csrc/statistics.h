@@ -23,11 +23,21 @@ struct Sums {
   int64_t zeros, nonfinite;
 };
 
+// Where an element x of a histogram goes: to the part (unit * x - low) * scale, the nearest of 0 to `last`, or, if it
+// is not finite, to one more.
+struct Parts {
+  double unit, low, scale, last;
+};
+// Neighbours, which are often alike, are counted apart.
+constexpr int kCounters = 4;
+
 // The compilation of statistics_kernels.cpp for one instruction set.
 struct StatisticsKernels {
-  // Both take at most kBlock elements, of a dtype that `statistics` takes. The first adds to `sums`.
+  // All take at most kBlock elements, of a dtype that `statistics` takes. The first adds to `sums`, the last to
+  // kCounters times as many counters as there are places.
   void (*block)(const void* data, int64_t count, DType dtype, double shift, Sums& sums);
   void (*as_doubles)(const void* data, int64_t count, DType dtype, double* to);
+  void (*count)(const void* data, int64_t count, DType dtype, const Parts& parts, int64_t* counters);
 };
 constexpr int64_t kBlock = 1 << 12;
 

@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # `fills` are what `torch_fastinit.ops.ready` gives; `codes` is a dictionary from dtypes, and a dtype that it lacks is
@@ -30,7 +30,7 @@ def fill_cuda(fills: Iterable[Any], codes: dict[Any, int], device: int, stream: 
 # floating-point one. ValueError for any other code.
 
 def statistics(
-    spans: list[tuple[int, int, int]], threads: int
+    spans: Sequence[tuple[int, int, int]], threads: int
 ) -> list[tuple[int, float, float, float, float, int, int]]:
     """Of each span: count, mean, standard deviation, least, largest, zeros, not finite.
 
@@ -38,8 +38,8 @@ def statistics(
     """
 
 def histograms(
-    spans: list[tuple[int, int, int]], ranges: list[tuple[float, float]], bins: int, most: int, threads: int
-) -> list[list[int]]:
+    spans: Sequence[tuple[int, int, int]], ranges: list[tuple[float, float]], bins: int, most: int, threads: int
+) -> list[tuple[int, ...]]:
     """Counts of finite elements by equal parts of each span's range, of about `most` elements, evenly spread.
 
     What lies outside of the range is counted in the part nearest to it.
