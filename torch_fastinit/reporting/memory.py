@@ -80,19 +80,22 @@ class Elements:
             return Elements("it is nested", tensor)
         if tensor.layout is not torch.strided:
             return Elements(f"its layout is {str(tensor.layout).removeprefix('torch.')}", tensor)
-        unread = f"its dtype is {str(tensor.dtype).removeprefix('torch.')}"
         if tensor.is_quantized:
-            return Elements(unread, tensor)
+            return Elements(_of_dtype(tensor), tensor)
         try:
             real = _real(tensor)
             ready = real.dtype in _READ and real.device.type == "cpu" and span(real)[2]
             some = real if ready else _copied(real.reshape(-1)[:1])
             address, count = some.data_ptr(), real.numel()
         except (RuntimeError, TypeError):
-            return Elements("it has no memory" if tensor.dtype in _READ else unread, tensor)
+            return Elements("it has no memory" if tensor.dtype in _READ else _of_dtype(tensor), tensor)
         if address == 0 and count > 0:
             return Elements("it has no memory", tensor)
         return Elements("", real, (address, count, _READ[real.dtype]) if ready else None)
+
+
+def _of_dtype(tensor: torch.Tensor) -> str:
+    return f"its dtype is {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def statistics(all_elements: Sequence[Elements]) -> list[Statistics]:
