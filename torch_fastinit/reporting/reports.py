@@ -19,6 +19,7 @@ from torch_fastinit.planning.promises import Promise, promised
 from torch_fastinit.planning.report import Plan, describe, plural, table
 from torch_fastinit.planning.tensors import Target, is_plain_meta, targets_of
 from torch_fastinit.recording.active import outside
+from torch_fastinit.recording.memory import overlaps
 from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.reporting.measured import HEADINGS, Histogram, Measured, cells
 from torch_fastinit.reporting.memory import BINS, Elements, Statistics, histograms, statistics
@@ -214,9 +215,9 @@ def _expected(promise: Promise | None, tensor: torch.Tensor) -> Expected | None:
 
     (They are lazily negated or conjugated, or some of them are one place.)
     """
-    if promise is None or promise.assignment.dtype is not tensor.dtype or tensor.is_neg() or tensor.is_conj():
+    if promise is None or promise.assignment.dtype is not tensor.dtype:
         return None
-    if any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
+    if tensor.is_neg() or tensor.is_conj() or overlaps(tensor):
         return None
     return expected(promise.assignment, promise.of_stream)
 
