@@ -44,18 +44,21 @@ constexpr int64_t kBlock = 1 << 12;
 struct Statistics {
   int64_t count, zeros, nonfinite;
   double mean, std, min, max;  // of the finite elements
+  std::vector<int64_t> parts;  // of a histogram, if one was asked for
+};
+
+// A histogram: how many of at most about `most` elements, evenly spread, lie in each of `bins` equal parts of
+// [low, high]. What lies outside is counted in the part nearest to it, what is not finite in none. None if `bins` is 0.
+struct Histogram {
+  double low, high;
+  int bins;
+  int64_t most;
 };
 
 // The same bits on any number of threads and any instruction set. Throws std::invalid_argument for a dtype that it
 // cannot read.
-std::vector<Statistics> statistics(const std::vector<Span>& spans, int threads);
-
-// How many of at most about `most` elements, evenly spread, lie in each of `bins` equal parts of [low, high], a span's
-// own bounds. What lies outside is counted in the part nearest to it, what is not finite in none.
-struct Range {
-  double low, high;
-};
-std::vector<std::vector<int64_t>> histograms(const std::vector<Span>& spans, const std::vector<Range>& ranges, int bins,
-                                             int64_t most, int threads);
+std::vector<Statistics> statistics(const std::vector<Span>& spans, const std::vector<Histogram>& wanted, int threads);
+std::vector<std::vector<int64_t>> histograms(const std::vector<Span>& spans, const std::vector<Histogram>& wanted,
+                                             int threads);
 
 }  // namespace fastinit

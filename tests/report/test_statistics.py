@@ -25,7 +25,7 @@ def readable(tensor: torch.Tensor) -> str:
 
 
 def statistics(tensors: Sequence[torch.Tensor]) -> list[Statistics]:
-    return memory.statistics([Elements.of(tensor) for tensor in tensors])
+    return memory.statistics([Elements.of(tensor) for tensor in tensors], [None] * len(tensors))
 
 
 def histograms(tensors: Sequence[torch.Tensor], ranges: Sequence[tuple[float, float]]) -> list[tuple[int, ...]]:
@@ -137,6 +137,17 @@ def test_histograms_are_those_of_numpy() -> None:
         assert histograms([tensor], [(-2.0, 2.0)]) == [tuple(counts.tolist())]
 
 
+def test_a_histogram_in_passing_is_the_same(isa: str) -> None:
+    torch.manual_seed(0)
+    for size in (1, 257, 70_001, 1 << 20):
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            tensor = torch.randn(size).to(dtype)
+            tensor[0] = math.nan
+            (found,) = memory.statistics([Elements.of(tensor)], [(-2.0, 2.0)])
+            assert [found.parts] == histograms([tensor], [(-2.0, 2.0)])
+            assert statistics([tensor])[0].parts == ()
+
+
 def test_a_sample_is_spread_over_all_of_a_tensor() -> None:
     counts = histograms([torch.arange(1 << 20).float()], [(0.0, float(1 << 20))])[0]
     assert 1 << 15 < sum(counts) <= 1 << 16 and min(counts) > 0.7 * sum(counts) / BINS
@@ -158,4 +169,4 @@ def test_what_cannot_be_read_says_why() -> None:
     assert readable(escaped[0]) == "it has no memory"
     assert not readable(torch.empty(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="no floating-point dtype has the code 6"):
-        _C.statistics([(0, 1, 6)], 1)
+        _C.statistics([(0, 1, 6)], [None], 1, 1, 1)

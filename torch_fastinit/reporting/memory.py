@@ -25,7 +25,7 @@ SAMPLE, BINS = 1 << 16, 49
 class Statistics:
     """Of `count` elements; all but `zeros` and `nonfinite` are of the finite ones.
 
-    `std` is of the elements as they are: divided by their number.
+    `std` is of the elements as they are: divided by their number. `parts` is a histogram, if one was made meanwhile.
     """
 
     count: int
@@ -35,6 +35,7 @@ class Statistics:
     max: float
     zeros: int
     nonfinite: int
+    parts: tuple[int, ...] = ()
 
     def __add__(self, other: Statistics) -> Statistics:
         """Of the elements of both."""
@@ -98,9 +99,10 @@ def _of_dtype(tensor: torch.Tensor) -> str:
     return f"its dtype is {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def statistics(all_elements: Sequence[Elements]) -> list[Statistics]:
-    """What each of these, which can be read, are like."""
-    found = iter(_of([one.span for one in all_elements if one.span is not None]))
+def statistics(all_elements: Sequence[Elements], ranges: Sequence[tuple[float, float] | None]) -> list[Statistics]:
+    """What each of these, which can be read, are like; of a span with a range, in passing, its histogram."""
+    ready = [(one.span, bounds) for one, bounds in zip(all_elements, ranges, strict=True) if one.span is not None]
+    found = iter(_of([one for one, _ in ready], [bounds for _, bounds in ready]))
     return [next(found) if one.span is not None else _in_chunks(one.real) for one in all_elements]
 
 
@@ -109,14 +111,14 @@ def histograms(all_elements: Sequence[Elements], ranges: Sequence[tuple[float, f
     copies = [_copied(_sample(one.real)) for one in all_elements if one.span is None]
     copied = map(_span, copies)
     spans = [one.span if one.span is not None else next(copied) for one in all_elements]
-    return _C.histograms(spans, list(ranges), BINS, SAMPLE, torch.get_num_threads())
+    return _C.histograms(spans, ranges, BINS, SAMPLE, torch.get_num_threads())
 
 
 def _in_chunks(real: torch.Tensor) -> Statistics:
     total = Statistics(0, math.nan, math.nan, math.inf, -math.inf, 0, 0)
     for chunk in real.reshape(-1).split(_CHUNK):
         copy = _copied(chunk)
-        total += _of([_span(copy)])[0]
+        total += _of([_span(copy)], [None])[0]
     return total
 
 
@@ -125,8 +127,8 @@ def _sample(real: torch.Tensor) -> torch.Tensor:
     return flat[:: max(1, len(flat) // SAMPLE)]
 
 
-def _of(spans: Sequence[_Span]) -> list[Statistics]:
-    return [Statistics(*one) for one in _C.statistics(spans, torch.get_num_threads())]
+def _of(spans: Sequence[_Span], ranges: Sequence[tuple[float, float] | None]) -> list[Statistics]:
+    return [Statistics(*one) for one in _C.statistics(spans, ranges, BINS, SAMPLE, torch.get_num_threads())]
 
 
 def _span(real: torch.Tensor) -> _Span:

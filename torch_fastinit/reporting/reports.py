@@ -185,10 +185,13 @@ def _measure(targets: list[Target], promises: Mapping[str, Promise], probability
     tensors = [_local(target.tensor) for target in targets]
     elements = [None if isinstance(tensor, UninitializedTensorMixin) else Elements.of(tensor) for tensor in tensors]
     read = {i: one for i, one in enumerate(elements) if one is not None and not one.why and tensors[i].numel()}
-    found = dict(zip(read, statistics(list(read.values())), strict=True))
     wanted = {i: _expected(promises.get(targets[i].name), tensors[i]) for i in read}
-    ranges = {i: _range(found[i], wanted[i]) for i in read}
-    counts = dict(zip(read, histograms(list(read.values()), list(ranges.values())), strict=True))
+    known = {i: _near(wanted[i]) for i in read}
+    found = dict(zip(read, statistics(list(read.values()), list(known.values())), strict=True))
+    ranges = {i: known[i] or _all(found[i]) for i in read}
+    left = [i for i in read if not found[i].parts]
+    counts = histograms([read[i] for i in left], [ranges[i] for i in left])
+    parts = {i: found[i].parts for i in read} | dict(zip(left, counts, strict=True))
     limit = math.log(TESTS * max(1, len(read))) - math.log(probability)
     unlike = {i: _differing(promises.get(targets[i].name), tensors[i], wanted[i]) for i in read}
     return [
@@ -200,7 +203,7 @@ def _measure(targets: list[Target], promises: Mapping[str, Promise], probability
             found.get(i),
             wanted.get(i),
             tuple(faults(found[i], wanted[i], limit, unlike[i])) if i in read else (),
-            _histogram(found[i], counts[i], ranges[i], wanted[i]) if i in read else None,
+            _histogram(found[i], parts[i], ranges[i], wanted[i]) if i in read else None,
         )
         for i, target in enumerate(targets)
     ]
@@ -229,12 +232,16 @@ def _differing(promise: Promise | None, tensor: torch.Tensor, wanted: Expected |
     return differing(promise.assignment, tensor) if tuple(tensor.shape) == promise.assignment.view.shape else 0
 
 
-def _range(found: Statistics, wanted: Expected | None) -> tuple[float, float]:
-    """What a histogram shows: of a law, what is near, within its bounds; else all."""
+def _near(wanted: Expected | None) -> tuple[float, float] | None:
+    """What the histogram of a law shows: what is near, within its bounds. None where nothing is random."""
+    if wanted is None or not wanted.std > 0:
+        return None
+    return max(wanted.low, wanted.mean - 4.5 * wanted.std), min(wanted.high, wanted.mean + 4.5 * wanted.std)
+
+
+def _all(found: Statistics) -> tuple[float, float]:
+    """What any other histogram shows."""
     low, high = found.min, found.max
-    if wanted is not None and wanted.std > 0:
-        low = max(wanted.low, wanted.mean - 4.5 * wanted.std)
-        high = min(wanted.high, wanted.mean + 4.5 * wanted.std)
     if low == high:
         low, high = max(low - 0.5 - abs(low) / 2, -_LARGEST), min(high + 0.5 + abs(high) / 2, _LARGEST)
     return low, high
