@@ -83,8 +83,8 @@ class Sample {
 
   void add(const std::vector<int64_t>& counters, std::vector<int64_t>& to) const {
     to.resize(static_cast<size_t>(bins_));
-    for (size_t c = 0; c < counters.size(); ++c) {
-      if (c % places() < to.size()) to[c % places()] += counters[c];
+    for (size_t c = 0; c < counters.size(); c += places()) {
+      for (size_t b = 0; b < to.size(); ++b) to[b] += counters[c + b];
     }
   }
 
