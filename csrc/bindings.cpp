@@ -4,6 +4,7 @@
 #include <structmember.h>
 
 #include <memory>
+#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -403,6 +404,18 @@ std::vector<fastinit::Span> spans_of(const Spans& spans) {
   return all;
 }
 
+// (low, high) of a histogram for each span, or None for no histogram.
+using Ranges = std::vector<std::optional<std::pair<double, double>>>;
+
+std::vector<fastinit::Histogram> wanted_of(const Ranges& ranges, int bins, int64_t most) {
+  std::vector<fastinit::Histogram> all;
+  for (const auto& range : ranges) {
+    const auto [low, high] = range.value_or(std::make_pair(0.0, 0.0));
+    all.push_back({low, high, range ? bins : 0, most});
+  }
+  return all;
+}
+
 PyMethodDef kFillCpu = {"fill_cpu", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&fill_cpu_python)),
                         METH_FASTCALL, "Run fills (torch_fastinit/ops.py, made ready there)."};
 
@@ -445,27 +458,32 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.def(
       "statistics",
-      [](const Spans& spans, int64_t threads) {
+      [](const Spans& spans, const Ranges& ranges, int bins, int64_t most, int64_t threads) {
         std::vector<fastinit::Statistics> found;
         {
           const py::gil_scoped_release release;
-          found = fastinit::statistics(spans_of(spans), as_threads(threads));
+          found = fastinit::statistics(spans_of(spans), wanted_of(ranges, bins, most), as_threads(threads));
         }
         py::list out;
         for (const fastinit::Statistics& s : found) {
-          out.append(py::make_tuple(s.count, s.mean, s.std, s.min, s.max, s.zeros, s.nonfinite));
+          const py::tuple parts(py::cast(s.parts));
+          out.append(py::make_tuple(s.count, s.mean, s.std, s.min, s.max, s.zeros, s.nonfinite, parts));
         }
         return out;
       },
-      py::arg("spans"), py::arg("threads"), "What the elements of each span are like.");
+      py::arg("spans"), py::arg("ranges"), py::arg("bins"), py::arg("most"), py::arg("threads"),
+      "What the elements of each span are like, with a histogram of its range, if it has one.");
   m.def(
       "histograms",
-      [](const Spans& spans, const std::vector<std::pair<double, double>>& ranges, int bins, int64_t most,
-         int64_t threads) {
-        std::vector<fastinit::Range> bounds;
-        for (const auto& [low, high] : ranges) bounds.push_back({low, high});
-        const py::gil_scoped_release release;
-        return fastinit::histograms(spans_of(spans), bounds, bins, most, as_threads(threads));
+      [](const Spans& spans, const Ranges& ranges, int bins, int64_t most, int64_t threads) {
+        std::vector<std::vector<int64_t>> found;
+        {
+          const py::gil_scoped_release release;
+          found = fastinit::histograms(spans_of(spans), wanted_of(ranges, bins, most), as_threads(threads));
+        }
+        py::list out;
+        for (const std::vector<int64_t>& counts : found) out.append(py::tuple(py::cast(counts)));
+        return out;
       },
       py::arg("spans"), py::arg("ranges"), py::arg("bins"), py::arg("most"), py::arg("threads"),
       "How many elements of each span, or of a sample, lie in each part of its range.");

@@ -4,8 +4,10 @@
 #include <math.h>
 
 #include <algorithm>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "cpu.h"
 #include "formats.h"
@@ -51,13 +53,79 @@ double unit_of(double top) {
   return ldexp(1, std::clamp(-exponent, -1000, 1000));
 }
 
+// The runs that a histogram is of: every so many-th of a span.
+class Sample {
+ public:
+  Sample(const Span& span, const Histogram& wanted) : span_(span), bins_(wanted.bins) {
+    if (bins_ < 0) throw std::invalid_argument("histograms: no number of parts is negative");
+    if (bins_ == 0) return;
+    const double unit = unit_of(std::max(fabs(wanted.low), fabs(wanted.high)));
+    const double low = wanted.low * unit, high = wanted.high * unit;
+    parts_ = {unit, low, high > low ? bins_ / (high - low) : 0, static_cast<double>(bins_ - 1)};
+    const int64_t runs = (span.count + kRun - 1) / kRun;
+    step_ = kRun * std::max<int64_t>(1, (runs * kRun + wanted.most - 1) / wanted.most);
+  }
+
+  // For `count` and `add`.
+  std::vector<int64_t> counters() const { return std::vector<int64_t>(bins_ > 0 ? kCounters * places() : 0); }
+
+  // The runs that begin in [begin, end).
+  void count(const StatisticsKernels& k, int64_t begin, int64_t end, std::vector<int64_t>& counters) const {
+    if (bins_ == 0) return;
+    for (int64_t r = (begin + step_ - 1) / step_ * step_; r < end; r += step_) {
+      if (r + step_ < end) {  // the next run may be far away, and nobody else asks for it in time
+        const int64_t bytes = std::min(kRun, span_.count - r - step_) * size_of(span_.dtype);
+        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at(span_, r + step_) + b);
+      }
+      k.count(at(span_, r), std::min(kRun, span_.count - r), span_.dtype, parts_, counters.data());
+    }
+  }
+
+  void add(const std::vector<int64_t>& counters, std::vector<int64_t>& to) const {
+    to.resize(static_cast<size_t>(bins_));
+    for (size_t c = 0; c < counters.size(); c += places()) {
+      for (size_t b = 0; b < to.size(); ++b) to[b] += counters[c + b];
+    }
+  }
+
+ private:
+  size_t places() const { return static_cast<size_t>(bins_) + 1; }
+
+  const Span span_;
+  const int bins_;
+  Parts parts_{};
+  int64_t step_ = kRun;
+};
+
+std::vector<Sample> samples_of(const std::vector<Span>& spans, const std::vector<Histogram>& wanted) {
+  if (wanted.size() != spans.size()) throw std::invalid_argument("histograms: one for each span");
+  std::vector<Sample> all;
+  for (size_t s = 0; s < spans.size(); ++s) {
+    size_of(spans[s].dtype);
+    all.emplace_back(spans[s], wanted[s]);
+  }
+  return all;
+}
+
 // A span, whose elements are taken as `unit * x - unit * shift`.
 struct Shifted {
   Span span;
   double shift, unit;
 };
 
-std::vector<Sums> sums_of(const std::vector<Shifted>& all, int threads) {
+// A shift by about the mean keeps the digits of a deviation that is small beside it. Others do without, in less time.
+double shift_of(const Span& span) {
+  const int64_t size = size_of(span.dtype) > 0 ? std::min(kRun, span.count) : 0;
+  if (size == 0) return 0;
+  double x[kRun], apart = 0;
+  kernels().as_doubles(span.data, size, span.dtype, x);
+  for (int64_t i = 0; i < size; ++i) apart += fabs(x[i] - x[0]) / static_cast<double>(size);
+  return isfinite(x[0]) && !(fabs(x[0]) <= 8 * apart) ? x[0] : 0;
+}
+
+// `also(s, begin, end)` is called for the same elements while they are in a cache.
+template <class Also>
+std::vector<Sums> sums_of(const std::vector<Shifted>& all, int threads, const Also& also) {
   const StatisticsKernels& k = kernels();
   const Sums none{0, 0, INFINITY, -INFINITY, 0, 0};
   struct Piece {
@@ -83,6 +151,7 @@ std::vector<Sums> sums_of(const std::vector<Shifted>& all, int threads) {
       const Shifted& one = all[pieces[p].of];
       const int64_t end = std::min(one.span.count, pieces[p].begin + kPiece);
       for (int64_t b = pieces[p].begin; b < end; b += kBlock) add(one, b, std::min(kBlock, end - b), pieces[p].sums);
+      also(pieces[p].of, pieces[p].begin, end);
     }
   };
   in_parallel(threads, (pieces.size() + kTogether - 1) / kTogether, run);
@@ -101,15 +170,21 @@ std::vector<Sums> sums_of(const std::vector<Shifted>& all, int threads) {
 
 }  // namespace
 
-std::vector<Statistics> statistics(const std::vector<Span>& spans, int threads) {
+std::vector<Statistics> statistics(const std::vector<Span>& spans, const std::vector<Histogram>& wanted, int threads) {
+  const StatisticsKernels& k = kernels();
+  const std::vector<Sample> samples = samples_of(spans, wanted);
   std::vector<Shifted> all;
   for (const Span& span : spans) {
-    // A shift by about the mean keeps the digits of a deviation that is small beside it.
-    double first = 0;
-    if (size_of(span.dtype) > 0 && span.count > 0) kernels().as_doubles(span.data, 1, span.dtype, &first);
-    all.push_back({span, isfinite(first) ? first : 0, 1});
+    all.push_back({span, shift_of(span), 1});
   }
-  std::vector<Sums> totals = sums_of(all, threads);
+  std::vector<std::vector<int64_t>> counts(spans.size());
+  std::mutex mutex;
+  std::vector<Sums> totals = sums_of(all, threads, [&](size_t s, int64_t begin, int64_t end) {
+    std::vector<int64_t> counters = samples[s].counters();
+    samples[s].count(k, begin, end, counters);
+    const std::lock_guard<std::mutex> lock(mutex);
+    samples[s].add(counters, counts[s]);
+  });
   std::vector<size_t> far;  // where double ends: once more, in units of their own
   std::vector<Shifted> again;
   for (size_t s = 0; s < all.size(); ++s) {
@@ -118,7 +193,7 @@ std::vector<Statistics> statistics(const std::vector<Span>& spans, int threads) 
     far.push_back(s);
     again.push_back(all[s]);
   }
-  const std::vector<Sums> in_units = sums_of(again, threads);
+  const std::vector<Sums> in_units = sums_of(again, threads, [](size_t, int64_t, int64_t) {});
   for (size_t i = 0; i < far.size(); ++i) {
     totals[far[i]].sum = in_units[i].sum;
     totals[far[i]].squares = in_units[i].squares;
@@ -126,7 +201,7 @@ std::vector<Statistics> statistics(const std::vector<Span>& spans, int threads) 
   std::vector<Statistics> found;
   for (size_t s = 0; s < all.size(); ++s) {
     const auto& [sum, squares, min, max, zeros, nonfinite] = totals[s];
-    found.push_back({all[s].span.count, zeros, nonfinite, NAN, NAN, min, max});
+    found.push_back({all[s].span.count, zeros, nonfinite, NAN, NAN, min, max, std::move(counts[s])});
     const double finite = static_cast<double>(all[s].span.count - nonfinite), unit = all[s].unit;
     if (finite == 0) continue;
     found[s].mean = (all[s].shift * unit + sum / finite) / unit;
@@ -135,44 +210,15 @@ std::vector<Statistics> statistics(const std::vector<Span>& spans, int threads) 
   return found;
 }
 
-std::vector<std::vector<int64_t>> histograms(const std::vector<Span>& spans, const std::vector<Range>& ranges, int bins,
-                                             int64_t most, int threads) {
+std::vector<std::vector<int64_t>> histograms(const std::vector<Span>& spans, const std::vector<Histogram>& wanted,
+                                             int threads) {
   const StatisticsKernels& k = kernels();
-  if (ranges.size() != spans.size()) throw std::invalid_argument("histograms: a range for each span");
-  if (bins < 1) throw std::invalid_argument("histograms: at least one part");
-  for (const Span& span : spans) size_of(span.dtype);
-  std::vector<std::vector<int64_t>> counts(spans.size(), std::vector<int64_t>(static_cast<size_t>(bins)));
+  const std::vector<Sample> samples = samples_of(spans, wanted);
+  std::vector<std::vector<int64_t>> counts(spans.size());
   in_parallel(threads, spans.size(), [&](size_t s) {
-    const Span& span = spans[s];
-    const double unit = unit_of(std::max(fabs(ranges[s].low), fabs(ranges[s].high)));
-    const Range range{ranges[s].low * unit, ranges[s].high * unit};
-    const double scale = range.high > range.low ? bins / (range.high - range.low) : 0;
-    const int64_t runs = (span.count + kRun - 1) / kRun, step = std::max<int64_t>(1, (runs * kRun + most - 1) / most);
-    const double last = bins - 1;
-    double x[kRun];
-    int places[kRun];
-    // Neighbours, which are often alike, have counters of their own; the last of each counts what is not finite.
-    const size_t each = static_cast<size_t>(bins) + 1;
-    std::vector<int64_t> counted(4 * each);
-    for (int64_t r = 0; r < runs; r += step) {
-      const int64_t size = std::min(kRun, span.count - r * kRun);
-      if (r + step < runs) {  // the next run is far away, and nobody else asks for it in time
-        const int64_t next = (r + step) * kRun, bytes = std::min(kRun, span.count - next) * size_of(span.dtype);
-        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(at(span, next) + b);
-      }
-      k.as_doubles(at(span, r * kRun), size, span.dtype, x);
-      for (int64_t i = 0; i < size; ++i) {
-        const double place = (x[i] * unit - range.low) * scale;
-        const double inside = std::min(std::max(0.0, place), last);
-        places[i] = x[i] - x[i] == 0 ? static_cast<int>(inside) : bins;
-      }
-      for (int64_t i = 0; i < size; ++i) {
-        ++counted[static_cast<size_t>(i % 4) * each + static_cast<size_t>(places[i])];
-      }
-    }
-    for (size_t b = 0; b < counted.size(); ++b) {
-      if (b % each < counts[s].size()) counts[s][b % each] += counted[b];
-    }
+    std::vector<int64_t> counters = samples[s].counters();
+    samples[s].count(k, 0, spans[s].count, counters);
+    samples[s].add(counters, counts[s]);
   });
   return counts;
 }

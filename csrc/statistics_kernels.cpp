@@ -78,7 +78,8 @@ void one_by_one(const E* x, int64_t count, double shift, Sums& sums) {
   }
 }
 
-template <class E>
+// `kShifted` is false where `shift` is 0, which to subtract takes as long as all else.
+template <bool kShifted, class E>
 void sums_of(const E* x, int64_t count, double shift, Sums& sums) {
   using V = typename Vector<E>::V;
   using Count = typename Vector<E>::Count;
@@ -104,7 +105,7 @@ void sums_of(const E* x, int64_t count, double shift, Sums& sums) {
     }
 #pragma GCC unroll 8
     for (int v = 0; v < kSums; ++v) {
-      const D d = doubles(x + i + v * kWidth) - by;
+      const D value = doubles(x + i + v * kWidth), d = kShifted ? value - by : value;
       sum[v] += d;
       squares[v] += d * d;
     }
@@ -184,7 +185,9 @@ void with_elements(const void* data, int64_t count, DType dtype, Use&& use) {
 }
 
 void block(const void* data, int64_t count, DType dtype, double shift, Sums& sums) {
-  with_elements(data, count, dtype, [&](const auto* x) { sums_of(x, count, shift, sums); });
+  with_elements(data, count, dtype, [&](const auto* x) {
+    shift == 0 ? sums_of<false>(x, count, shift, sums) : sums_of<true>(x, count, shift, sums);
+  });
 }
 
 void as_doubles(const void* data, int64_t count, DType dtype, double* to) {
@@ -193,10 +196,28 @@ void as_doubles(const void* data, int64_t count, DType dtype, double* to) {
   });
 }
 
+void count(const void* data, int64_t count, DType dtype, const Parts& parts, int64_t* counters) {
+  int32_t places[kBlock];
+  const double none = parts.last + 1;
+  with_elements(data, count, dtype, [&](const auto* x) {
+    for (int64_t i = 0; i < count; ++i) {
+      const double value = x[i], place = (value * parts.unit - parts.low) * parts.scale;
+      const double low = place > 0 ? place : 0, inside = low < parts.last ? low : parts.last;
+      places[i] = static_cast<int32_t>(value - value == 0 ? inside : none);
+    }
+  });
+  for (int64_t i = count; i % kCounters != 0; ++i) places[i] = static_cast<int32_t>(none);
+  const int64_t each = static_cast<int64_t>(none) + 1;
+  for (int64_t i = 0; i < count; i += kCounters) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kCounters; ++c) ++counters[c * each + places[i + c]];
+  }
+}
+
 }  // namespace
 
 extern const StatisticsKernels statistics_kernels;
-const StatisticsKernels statistics_kernels = {block, as_doubles};
+const StatisticsKernels statistics_kernels = {block, as_doubles, count};
 
 }  // namespace FASTINIT_ISA
 }  // namespace fastinit

@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # `fills` are what `torch_fastinit.ops.ready` gives; `codes` is a dictionary from dtypes, and a dtype that it lacks is
@@ -29,21 +29,25 @@ def fill_cuda(fills: Iterable[Any], codes: dict[Any, int], device: int, stream: 
 # A span is elements that lie next to one another: their address, how many there are, and the code of their dtype, a
 # floating-point one. ValueError for any other code.
 
+# A histogram counts finite elements by `bins` equal parts of a range, of about `most` elements, evenly spread. What
+# lies outside of the range is counted in the part nearest to it.
+
 def statistics(
-    spans: list[tuple[int, int, int]], threads: int
-) -> list[tuple[int, float, float, float, float, int, int]]:
-    """Of each span: count, mean, standard deviation, least, largest, zeros, not finite.
+    spans: Sequence[tuple[int, int, int]],
+    ranges: Sequence[tuple[float, float] | None],
+    bins: int,
+    most: int,
+    threads: int,
+) -> list[tuple[int, float, float, float, float, int, int, tuple[int, ...]]]:
+    """Of each span: count, mean, standard deviation, least, largest, zeros, not finite, histogram, if it has a range.
 
     Mean, deviation and bounds are of the finite elements. The bits are the same on any number of threads.
     """
 
 def histograms(
-    spans: list[tuple[int, int, int]], ranges: list[tuple[float, float]], bins: int, most: int, threads: int
-) -> list[list[int]]:
-    """Counts of finite elements by equal parts of each span's range, of about `most` elements, evenly spread.
-
-    What lies outside of the range is counted in the part nearest to it.
-    """
+    spans: Sequence[tuple[int, int, int]], ranges: Sequence[tuple[float, float]], bins: int, most: int, threads: int
+) -> list[tuple[int, ...]]:
+    """Of each span: its histogram."""
 
 def instruction_set() -> str:
     """The instruction set in use."""

@@ -206,10 +206,11 @@ def test_words_of_one_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     "options, seed_of, name_of",
     [
         ({"names": 3}, lambda i: 5, lambda i: f"weight.{i}"),
+        ({"names": 70}, lambda i: 5, lambda i: f"weight.{i}"),  # too many to be written side by side
         ({"seeds": 3}, lambda i: 5 + i, lambda i: "weight"),
         ({"seeds": 1}, lambda i: 5, lambda i: "weight"),
     ],
-    ids=["names", "seeds", "one seed"],
+    ids=["names", "many names", "seeds", "one seed"],
 )
 def test_words_of_several_streams_in_turns(
     options: dict[str, int],
@@ -218,6 +219,7 @@ def test_words_of_several_streams_in_turns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(words, "_BUFFER", 1 << 9)
+    monkeypatch.setattr(words, "_LEAST", 1 << 8)  # so that there are many, here too
     which = words.streams(5, "weight", **options)
     found = written(which, 1200 * len(which))
     for i in range(len(which)):

@@ -17,7 +17,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 
 import torch_fastinit as fastinit
 from torch_fastinit.reporting.measured import Measured
-from torch_fastinit.reporting.verdict import _exponent
+from torch_fastinit.reporting.verdict import farthest
 
 N = 1 << 16
 
@@ -238,8 +238,8 @@ def test_another_number_of_elements() -> None:
 
 
 def test_the_bound_is_bernsteins() -> None:
-    assert _exponent(0.0, 1.0, 1.0) == 0 and _exponent(1.0, 0.0, 0.0) == math.inf
-    assert _exponent(6.0, 4.0, 3.0) == pytest.approx(36 / 2 / (4 + 3 * 6 / 3))
+    assert farthest(20.0, 0.0, 0.0) == 0
+    assert farthest(36 / 2 / (4 + 3 * 6 / 3), 4.0, 3.0) == pytest.approx(6.0)
 
 
 def test_the_probability_is_shared_among_the_tests() -> None:

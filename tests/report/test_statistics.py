@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,11 +12,24 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_fastinit import _C
 from torch_fastinit.codes import DTYPE_CODES
-from torch_fastinit.reporting.memory import BINS, Statistics, histograms, readable, statistics
+from torch_fastinit.reporting import memory
+from torch_fastinit.reporting.memory import BINS, Elements, Statistics
 
 READ = [dtype for dtype in DTYPE_CODES if dtype.is_floating_point]
 #: Blocks have 4096 elements, pieces 65536, registers up to 16.
 SIZES = [1, 2, 15, 16, 17, 4095, 4096, 4097, 65536, 65537 + 4096]
+
+
+def readable(tensor: torch.Tensor) -> str:
+    return Elements.of(tensor).why
+
+
+def statistics(tensors: Sequence[torch.Tensor]) -> list[Statistics]:
+    return memory.statistics([Elements.of(tensor) for tensor in tensors], [None] * len(tensors))
+
+
+def histograms(tensors: Sequence[torch.Tensor], ranges: Sequence[tuple[float, float]]) -> list[tuple[int, ...]]:
+    return memory.histograms([Elements.of(tensor) for tensor in tensors], ranges)
 
 
 def check(found: Statistics, tensor: torch.Tensor) -> None:
@@ -89,7 +103,7 @@ def test_the_ends_of_double_have_statistics(top: float, isa: str) -> None:
         assert abs(found.mean - values.mean(dtype=np.longdouble)) <= max(1e-15 * top, 5e-324)
         assert abs(found.std - values.std()) <= max(1e-11 * top, 5e-324)
         counts = np.histogram(values / top, BINS, (-1, 1))[0]
-        assert histograms([one], [(-top, top)]) == [counts.tolist()]
+        assert histograms([one], [(-top, top)]) == [tuple(counts.tolist())]
 
 
 def test_what_does_not_lie_ready_goes_through_torch() -> None:
@@ -120,7 +134,18 @@ def test_histograms_are_those_of_numpy() -> None:
     for tensor in (torch.randn(1000), torch.randn(5000).half(), torch.randn(700, 2, dtype=torch.float64)[:, 0]):
         values = tensor.double().numpy()
         counts = np.histogram(values.clip(-2, 2), BINS, (-2, 2))[0]
-        assert histograms([tensor], [(-2.0, 2.0)]) == [counts.tolist()]
+        assert histograms([tensor], [(-2.0, 2.0)]) == [tuple(counts.tolist())]
+
+
+def test_a_histogram_in_passing_is_the_same(isa: str) -> None:
+    torch.manual_seed(0)
+    for size in (1, 257, 70_001, 1 << 20):
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            tensor = torch.randn(size).to(dtype)
+            tensor[0] = math.nan
+            (found,) = memory.statistics([Elements.of(tensor)], [(-2.0, 2.0)])
+            assert [found.parts] == histograms([tensor], [(-2.0, 2.0)])
+            assert statistics([tensor])[0].parts == ()
 
 
 def test_a_sample_is_spread_over_all_of_a_tensor() -> None:
@@ -144,4 +169,4 @@ def test_what_cannot_be_read_says_why() -> None:
     assert readable(escaped[0]) == "it has no memory"
     assert not readable(torch.empty(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="no floating-point dtype has the code 6"):
-        _C.statistics([(0, 1, 6)], 1)
+        _C.statistics([(0, 1, 6)], [None], 1, 1, 1)

@@ -19,8 +19,10 @@ from torch_fastinit.initializers import Bits
 from torch_fastinit.ops import Fill
 from torch_fastinit.stream import stream_id
 
-#: Words that are made at a time, of all streams together; and of each stream, at least.
-_BUFFER, _LEAST = 1 << 19, 1 << 6
+#: Words that are made at a time, of all streams together; and of each stream, at least: a fill takes its time, too.
+_BUFFER, _LEAST = 1 << 19, 1 << 10
+#: So many streams can be written side by side.
+_FEW = 64
 #: Linux lets anybody ask for so many bytes of a pipe.
 _PIPE = 1 << 20
 
@@ -37,30 +39,35 @@ def streams(seed: int, name: str, names: int | None = None, seeds: int | None = 
 
 
 class Words:
-    """Word 0 of each stream, word 1 of each, and so on: a tensor after another, in memory that is used again."""
+    """Word 0 of each stream, word 1 of each, and so on: a tensor after another, in memory that is used again.
+
+    A row is one word of each stream. A few streams are written where they belong; of more, whose words would be too far
+    apart, the columns are written one after another and then turned.
+    """
 
     def __init__(self, which: Sequence[Stream]) -> None:
-        self._each = max(_LEAST, _BUFFER // len(which))
-        self._alone = len(which) == 1
-        self._rows = torch.empty(len(which), self._each, dtype=torch.int32)
-        self._fills = [Fill(row, Bits(), *one) for row, one in zip(self._rows, which, strict=True)]
-        self._run = provider_for(self._rows.device).run
+        self._shape = (max(_LEAST, _BUFFER // len(which)), len(which))
+        self._turned = None if len(which) <= _FEW else torch.empty(self._shape[::-1], dtype=torch.int32).t()
+        columns = (self.new() if self._turned is None else self._turned).unbind(1)
+        self._fills = [Fill(column, Bits(), *one) for column, one in zip(columns, which, strict=True)]
+        self._run = provider_for(columns[0].device).run
         self._offset = 0
 
     def new(self) -> torch.Tensor:
         """Memory for `into`."""
-        return torch.empty(self._each, len(self._fills), dtype=torch.int32)
+        return torch.empty(self._shape, dtype=torch.int32)
 
     def into(self, words: torch.Tensor) -> torch.Tensor:
         """The next words, in row-major order."""
         bits = Bits(self._offset)
         for fill in self._fills:
             fill.initializer = bits
-            if self._alone:
-                fill.tensor = words.view(-1)
+        if self._turned is None:
+            for fill, column in zip(self._fills, words.unbind(1), strict=True):
+                fill.tensor = column
         self._run(self._fills, False)
-        self._offset += self._each
-        return words if self._alone else words.copy_(self._rows.t())
+        self._offset += len(words)
+        return words if self._turned is None else words.copy_(self._turned)
 
 
 def write(descriptor: int, which: Sequence[Stream], count: int | None = None) -> None:

@@ -22,7 +22,7 @@ from torch_fastinit.planning.tensors import Target, is_plain_meta
 from torch_fastinit.planning.written import is_written
 from torch_fastinit.recording.active import active, outside
 from torch_fastinit.recording.context import deferred
-from torch_fastinit.recording.memory import as_real, failure
+from torch_fastinit.recording.memory import as_real, failure, overlaps
 from torch_fastinit.recording.tape import Entry, Storage, Tape, Value
 from torch_fastinit.recording.tensor import Deferred, as_subclass, wrap
 
@@ -49,7 +49,7 @@ class InPlaceExecutor(Executor):
         """Everything that may fail, and nothing that is written to the tensors."""
         for i, one in enumerate(self.plan):
             onto = self._onto[i]
-            if any(size > 1 and step == 0 for size, step in zip(onto.shape, onto.stride(), strict=True)):
+            if overlaps(onto):
                 raise RuntimeError(f"{one.name!r} cannot be written: some of its elements are one place in memory")
             try:
                 self._execute[type(one.source)](self, i, one)

@@ -48,10 +48,13 @@ def note(
 def promised(module: torch.nn.Module, names: Sequence[str]) -> Mapping[str, Promise]:
     """What is remembered of the tensors that `module` has by these names."""
     modules = dict(module.named_modules(remove_duplicate=False))
+    of_owner: dict[str, Mapping[str, Promise]] = {}
     found = {}
     for name in names:
         owner, rest = _owner(modules, name)
-        promise = _noted.get(modules[owner], {}).get(rest)
+        if owner not in of_owner:
+            of_owner[owner] = _noted.get(modules[owner], {})
+        promise = of_owner[owner].get(rest)
         if promise is not None:
             found[name] = promise
     return found

@@ -11,7 +11,7 @@ import torch
 from torch_fastinit.initializers import Constant, Dirac, Eye, Initializer, Normal, Sparse, TruncatedNormal, Uniform
 from torch_fastinit.ops import RANDOM_DTYPES, decode
 from torch_fastinit.planning.inversion import inversion
-from torch_fastinit.recording.memory import as_real
+from torch_fastinit.recording.memory import as_real, overlaps
 from torch_fastinit.recording.originals import dirac_, sparse_, trunc_normal_
 from torch_fastinit.recording.tape import Entry, Value
 
@@ -101,9 +101,7 @@ def recognize(entry: Entry) -> Initializer | None:
             return None
     if not _is_possible(initializer, shadow.dtype):
         return None  # so the operation is replayed, and says what is wrong
-    if not shadow.is_contiguous() and any(s == 0 < n - 1 for n, s in zip(shadow.shape, shadow.stride(), strict=True)):
-        return None
-    return initializer
+    return None if overlaps(shadow) else initializer
 
 
 def absorbed(entry: Entry) -> Sequence[Entry]:

@@ -47,6 +47,11 @@ def span(t: torch.Tensor) -> tuple[int, int, bool]:
     return start, start + extent * item, True
 
 
+def overlaps(t: torch.Tensor) -> bool:
+    """Whether some of a tensor's elements are one place in memory, as those of an expanded one are."""
+    return not t.is_contiguous() and any(n > 1 and step == 0 for n, step in zip(t.shape, t.stride(), strict=True))
+
+
 def as_real(shadow: torch.Tensor, storage: torch.UntypedStorage) -> torch.Tensor:
     """Real memory seen as `shadow`."""
     real = torch.empty(0, dtype=shadow.dtype, device=storage.device)

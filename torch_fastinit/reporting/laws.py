@@ -21,6 +21,8 @@ from torch_fastinit.initializers import Constant, Initializer, Mixture, Normal, 
 FARTHEST, FARTHEST_64 = math.sqrt(64 * math.log(2)), math.sqrt(126 * math.log(2))
 #: What laws are made of, whatever the defaults are.
 _REAL: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+#: So many laws are remembered, and of what follows from them: more than most models have.
+CACHED = 1 << 8
 #: Cells of a law in float32 or float64.
 CELLS = 1 << 13
 #: A float32 is as good as a real number here, but for the last bits of a bound,
@@ -36,7 +38,7 @@ def unit_of(*numbers: float) -> float:
     return math.ldexp(1.0, max(-1000, min(-exponent, 1000)))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Law:
     """Masses at ascending points, in float64, and what follows from them. `low` and `high` bound every value."""
 
@@ -51,7 +53,6 @@ class Law:
     #: The probability of a zero.
     zero: float = field(init=False)
     _below: torch.Tensor = field(init=False)  # the mass up to each point
-    _known: dict[object, Any] = field(init=False, default_factory=dict)  # answers: many tensors have one law
 
     def __post_init__(self) -> None:
         unit = unit_of(self.low, self.high)
@@ -63,12 +64,9 @@ class Law:
 
     def squares(self, centre: float, unit: float = 1.0) -> tuple[float, float]:
         """Mean and variance of `(x * unit - centre * unit)**2`."""
-        key = (centre, unit)
-        if key not in self._known:
-            squares = (self.points * unit - centre * unit) ** 2
-            mean = float(self.masses @ squares)
-            self._known[key] = mean, float(self.masses @ (squares - mean) ** 2)
-        return self._known[key]  # type: ignore[no-any-return]
+        squares = (self.points * unit - centre * unit) ** 2
+        mean = float(self.masses @ squares)
+        return mean, float(self.masses @ (squares - mean) ** 2)
 
     def up_to(self, x: float) -> float:
         """The probability of a value of at most `x`, or that and a point more."""
@@ -82,23 +80,21 @@ class Law:
 
     def shares(self, low: float, high: float, parts: int) -> list[float]:
         """The mass in each of equal parts of [low, high]; what lies outside is given to the ends."""
-        key = (low, high, parts)
-        if key not in self._known:
-            right = torch.linspace(0.0, 1.0, parts + 1, **_REAL)
-            edges = low * (1 - right) + high * right
-            place = torch.searchsorted(edges, self.points, right=True).sub_(1).clamp_(0, parts - 1)
-            self._known[key] = torch.zeros(parts, **_REAL).index_add_(0, place, self.masses).tolist()
-        return self._known[key]  # type: ignore[no-any-return]
+        right = torch.linspace(0.0, 1.0, parts + 1, **_REAL)
+        edges = low * (1 - right) + high * right
+        place = torch.searchsorted(edges, self.points, right=True).sub_(1).clamp_(0, parts - 1)
+        found: list[float] = torch.zeros(parts, **_REAL).index_add_(0, place, self.masses).tolist()
+        return found
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=CACHED)
 def point(value: float) -> Law:
     """All mass at one value."""
     at = torch.tensor([value], **_REAL)
     return Law(at, torch.ones(1, **_REAL), value, value)
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=CACHED)
 def law_of(initializer: Initializer, dtype: torch.dtype, farthest: float) -> Law | None:
     """The law of one random value; None for an initializer that has none, or one that is not finite.
 

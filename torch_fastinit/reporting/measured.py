@@ -14,13 +14,19 @@ from torch_fastinit.planning.fold import short_name
 class Histogram:
     """How many of a sample of a tensor's elements lie in each of equal parts of [low, high], and how many would.
 
-    What lies outside is counted in the first or last part. `expected` is empty where nothing was promised.
+    What lies outside is counted in the first or last part. `shares` are the expected shares of all; they, and
+    `expected`, are empty where nothing was promised.
     """
 
     low: float
     high: float
     counts: tuple[int, ...]
-    expected: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    @property
+    def expected(self) -> tuple[float, ...]:
+        total = sum(self.counts)
+        return tuple(share * total for share in self.shares)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,8 @@ def _picture(histogram: Histogram | None) -> str:
     """Bars of what was found, and a line of what was promised."""
     if histogram is None:
         return ""
-    top = max(*histogram.counts, *histogram.expected, 1)
+    expected = histogram.expected
+    top = max(*histogram.counts, *expected, 1)
     step = _WIDTH / len(histogram.counts)
 
     def y(count: float) -> str:
@@ -89,8 +90,8 @@ def _picture(histogram: Histogram | None) -> str:
         f"M{i * step:g} {_HEIGHT}V{y(count)}h{step:g}V{_HEIGHT}" for i, count in enumerate(histogram.counts) if count
     )
     line = ""
-    if histogram.expected:
-        steps = "".join(f"V{y(count)}h{step:g}" for count in histogram.expected)
+    if expected:
+        steps = "".join(f"V{y(count)}h{step:g}" for count in expected)
         line = f'<path class="promised" d="M0 {_HEIGHT}{steps}V{_HEIGHT}"/>'
     label = f"{plural(sum(histogram.counts), 'element')} from {histogram.low:.4g} to {histogram.high:.4g}"
     return (

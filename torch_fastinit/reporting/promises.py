@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,20 +24,21 @@ from torch_fastinit.ops import Fill, fill
 from torch_fastinit.planning.fills import PlannedFill
 from torch_fastinit.planning.planner import Assignment, Filled, Zeros
 from torch_fastinit.recording.memory import View
-from torch_fastinit.reporting.laws import FARTHEST, FARTHEST_64, Law, law_of, point
+from torch_fastinit.reporting.laws import CACHED, FARTHEST, FARTHEST_64, Law, law_of, point
 
 #: So many values, each of a law.
 Part = tuple[Law, int]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Expected:
     """What a tensor's statistics are expected to be: those of independent values, `count` of them in all.
 
-    A value's mean is `mean`; `std` is that of the values about it, and so that of a value picked at random.
+    A value's mean is `mean`; `std` is that of the values about it, and so that of a value picked at random. It is one
+    object for all tensors of which the same is expected, so that what follows from it is found once.
     """
 
-    parts: Sequence[Part]
+    parts: tuple[Part, ...]
     count: int
     mean: float
     std: float
@@ -45,7 +47,8 @@ class Expected:
     high: float
 
     @staticmethod
-    def of(parts: Sequence[Part]) -> Expected:
+    @functools.lru_cache(maxsize=CACHED)
+    def of(parts: tuple[Part, ...]) -> Expected:
         count = sum(n for _, n in parts)
         mean = sum(law.mean * (n / count) for law, n in parts)
         apart = (x * math.sqrt(n / count) for law, n in parts for x in (law.std, law.mean - mean))
@@ -59,12 +62,11 @@ class Expected:
             max(law.high for law, _ in parts),
         )
 
-    def shares(self, low: float, high: float, parts: int) -> list[float]:
+    @functools.lru_cache(maxsize=CACHED)  # noqa: B019
+    def shares(self, low: float, high: float, parts: int) -> tuple[float, ...]:
         """The expected share of the values in each of equal parts of [low, high], the ends with all outside."""
-        if len(self.parts) == 1:
-            return self.parts[0][0].shares(low, high, parts)
         of_parts = [(law.shares(low, high, parts), n / self.count) for law, n in self.parts]
-        return [sum(shares[i] * weight for shares, weight in of_parts) for i in range(parts)]
+        return tuple(sum(shares[i] * weight for shares, weight in of_parts) for i in range(parts))
 
 
 def expected(one: Assignment, of_stream: bool) -> Expected | None:
@@ -73,7 +75,7 @@ def expected(one: Assignment, of_stream: bool) -> Expected | None:
     if numel == 0:
         return None
     if isinstance(one.source, Zeros):
-        return Expected.of([(point(0.0), numel * (1 + one.dtype.is_complex))])
+        return Expected.of(((point(0.0), numel * (1 + one.dtype.is_complex)),))
     if not isinstance(one.source, Filled) or not one.source.fills:
         return None
     if any(planned.view.dtype is not one.dtype for planned in one.source.fills):
@@ -85,7 +87,7 @@ def expected(one: Assignment, of_stream: bool) -> Expected | None:
         if some is None:
             return None
         parts += some
-    return Expected.of(parts) if parts else None
+    return Expected.of(tuple(parts)) if parts else None
 
 
 def _of_a_view(fills: Sequence[PlannedFill], numel: int, dtype: torch.dtype, of_stream: bool) -> Expected | None:
@@ -94,7 +96,7 @@ def _of_a_view(fills: Sequence[PlannedFill], numel: int, dtype: torch.dtype, of_
     if len(fills) > 1 or not dtype.is_complex or real.dtype is not dtype.to_real():
         return None
     parts = _parts(fills[0], 2 * numel, real.dtype, of_stream) if math.prod(real.shape) == 2 * numel else None
-    return Expected.of(parts) if parts else None
+    return Expected.of(tuple(parts)) if parts else None
 
 
 def differing(one: Assignment, tensor: torch.Tensor) -> int:
@@ -158,9 +160,7 @@ def _parts(planned: PlannedFill, count: int, dtype: torch.dtype, of_stream: bool
     initializer = planned.initializer
     whole = count == math.prod(planned.view.shape)
     if isinstance(initializer, Constant):
-        number = torch.empty(1, dtype=dtype, device="cpu").fill_(initializer.value)
-        values = torch.view_as_real(number).flatten() if dtype.is_complex else number
-        return [(point(value), count) for value in values.double().tolist()]
+        return [(law, count) for law in _constants(initializer.value, dtype)]
     if isinstance(initializer, (Eye, Dirac)):
         if not whole or dtype.is_complex:
             return None
@@ -180,6 +180,13 @@ def _parts(planned: PlannedFill, count: int, dtype: torch.dtype, of_stream: bool
         dtype, count = dtype.to_real(), 2 * count
     law = _law(initializer, dtype, of_stream)
     return None if law is None else [(law, count)]
+
+
+@functools.lru_cache(maxsize=CACHED)
+def _constants(value: complex, dtype: torch.dtype) -> list[Law]:
+    """The laws of a number in a dtype: of a complex one, of both its parts."""
+    number = torch.empty(1, dtype=dtype, device="cpu").fill_(value)
+    return [point(x) for x in (torch.view_as_real(number).flatten() if dtype.is_complex else number).double().tolist()]
 
 
 def _law(initializer: Initializer, dtype: torch.dtype, of_stream: bool) -> Law | None:

@@ -19,9 +19,10 @@ from torch_fastinit.planning.promises import Promise, promised
 from torch_fastinit.planning.report import Plan, describe, plural, table
 from torch_fastinit.planning.tensors import Target, is_plain_meta, targets_of
 from torch_fastinit.recording.active import outside
+from torch_fastinit.recording.memory import overlaps
 from torch_fastinit.recording.tensor import Deferred
 from torch_fastinit.reporting.measured import HEADINGS, Histogram, Measured, cells
-from torch_fastinit.reporting.memory import BINS, Statistics, histograms, readable, statistics
+from torch_fastinit.reporting.memory import BINS, Elements, Statistics, histograms, statistics
 from torch_fastinit.reporting.page import page, rows_of_html
 from torch_fastinit.reporting.promises import Expected, differing, expected
 from torch_fastinit.reporting.verdict import TESTS, faults
@@ -165,40 +166,44 @@ def _refuse(targets: list[Target]) -> None:
 
 def _reported(targets: list[Target], promises: Mapping[str, Promise]) -> list[Target]:
     """Parameters and buffers, what else was promised, and what is inside of wrappers in place of these."""
-    wrapped = {id(target.tensor) for target in targets if hasattr(target.tensor, "__tensor_flatten__")}
+    wrappers = {
+        id(target.tensor)
+        for target in targets
+        if hasattr(target.tensor, "__tensor_flatten__") and spec_of(target.tensor) is None
+    }
     shown: list[Target] = []
     for target in targets:
-        inside = target.holder is not None and id(target.holder) in wrapped and spec_of(target.holder) is None
+        inside = id(target.holder) in wrappers
         own = target.role in _ROLES or target.name in promises
-        around = id(target.tensor) in wrapped and spec_of(target.tensor) is None
         of_dtensor = target.holder is not None and spec_of(target.holder) is not None
-        if (own or inside) and not around and not of_dtensor and target.role != "padding":
+        if (own or inside) and id(target.tensor) not in wrappers and not of_dtensor and target.role != "padding":
             shown.append(target)
     return shown
 
 
 def _measure(targets: list[Target], promises: Mapping[str, Promise], probability: float) -> list[Measured]:
     tensors = [_local(target.tensor) for target in targets]
-    notes = [_note(target.tensor, local) for target, local in zip(targets, tensors, strict=True)]
-    read = [i for i, (local, note) in enumerate(zip(tensors, notes, strict=True)) if not note and local.numel()]
-    found = dict(zip(read, statistics([tensors[i] for i in read]), strict=True))
+    elements = [None if isinstance(tensor, UninitializedTensorMixin) else Elements.of(tensor) for tensor in tensors]
+    read = {i: one for i, one in enumerate(elements) if one is not None and not one.why and tensors[i].numel()}
     wanted = {i: _expected(promises.get(targets[i].name), tensors[i]) for i in read}
-    unlike = {i: _differing(promises.get(targets[i].name), tensors[i], wanted[i]) for i in read}
+    known = {i: _near(wanted[i]) for i in read}
+    found = dict(zip(read, statistics(list(read.values()), list(known.values())), strict=True))
+    ranges = {i: known[i] or _all(found[i]) for i in read}
+    left = [i for i in read if not found[i].parts]
+    counts = histograms([read[i] for i in left], [ranges[i] for i in left])
+    parts = {i: found[i].parts for i in read} | dict(zip(left, counts, strict=True))
     limit = math.log(TESTS * max(1, len(read))) - math.log(probability)
-    drawn = [i for i in read if found[i].nonfinite < found[i].count]
-    ranges = [_range(found[i], wanted[i]) for i in drawn]
-    shown = zip(drawn, histograms([tensors[i] for i in drawn], ranges), ranges, strict=True)
-    pictures = {i: _histogram(counts, low, high, wanted[i]) for i, counts, (low, high) in shown}
+    unlike = {i: _differing(promises.get(targets[i].name), tensors[i], wanted[i]) for i in read}
     return [
         _measured(
             target,
             tensors[i],
-            notes[i],
+            "no shape yet" if (one := elements[i]) is None else one.why and f"not examined: {one.why}",
             promises.get(target.name),
             found.get(i),
             wanted.get(i),
-            tuple(faults(found[i], wanted[i], limit, unlike[i])) if i in found else (),
-            pictures.get(i),
+            tuple(faults(found[i], wanted[i], limit, unlike[i])) if i in read else (),
+            _histogram(found[i], parts[i], ranges[i], wanted[i]) if i in read else None,
         )
         for i, target in enumerate(targets)
     ]
@@ -208,21 +213,14 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if spec_of(tensor) is None else local_of(tensor)
 
 
-def _note(tensor: torch.Tensor, local: torch.Tensor) -> str:
-    if isinstance(tensor, UninitializedTensorMixin):
-        return "no shape yet"
-    why = readable(local)
-    return why and f"not examined: {why}"
-
-
 def _expected(promise: Promise | None, tensor: torch.Tensor) -> Expected | None:
     """Nothing is expected of a tensor that was cast since, or whose elements are not what their memory holds, one each.
 
     (They are lazily negated or conjugated, or some of them are one place.)
     """
-    if promise is None or promise.assignment.dtype is not tensor.dtype or tensor.is_neg() or tensor.is_conj():
+    if promise is None or promise.assignment.dtype is not tensor.dtype:
         return None
-    if any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
+    if tensor.is_neg() or tensor.is_conj() or overlaps(tensor):
         return None
     return expected(promise.assignment, promise.of_stream)
 
@@ -234,22 +232,27 @@ def _differing(promise: Promise | None, tensor: torch.Tensor, wanted: Expected |
     return differing(promise.assignment, tensor) if tuple(tensor.shape) == promise.assignment.view.shape else 0
 
 
-def _range(found: Statistics, wanted: Expected | None) -> tuple[float, float]:
-    """What a histogram shows: of a law, what is near, within its bounds; else all."""
+def _near(wanted: Expected | None) -> tuple[float, float] | None:
+    """What the histogram of a law shows: what is near, within its bounds. None where nothing is random."""
+    if wanted is None or not wanted.std > 0:
+        return None
+    return max(wanted.low, wanted.mean - 4.5 * wanted.std), min(wanted.high, wanted.mean + 4.5 * wanted.std)
+
+
+def _all(found: Statistics) -> tuple[float, float]:
+    """What any other histogram shows."""
     low, high = found.min, found.max
-    if wanted is not None and wanted.std > 0:
-        low = max(wanted.low, wanted.mean - 4.5 * wanted.std)
-        high = min(wanted.high, wanted.mean + 4.5 * wanted.std)
     if low == high:
         low, high = max(low - 0.5 - abs(low) / 2, -_LARGEST), min(high + 0.5 + abs(high) / 2, _LARGEST)
     return low, high
 
 
-def _histogram(counts: list[int], low: float, high: float, wanted: Expected | None) -> Histogram:
-    if wanted is None:
-        return Histogram(low, high, tuple(counts))
-    total = sum(counts)
-    return Histogram(low, high, tuple(counts), tuple(share * total for share in wanted.shares(low, high, BINS)))
+def _histogram(
+    found: Statistics, counts: tuple[int, ...], bounds: tuple[float, float], wanted: Expected | None
+) -> Histogram | None:
+    if found.nonfinite == found.count:
+        return None
+    return Histogram(*bounds, counts, () if wanted is None else wanted.shares(*bounds, BINS))
 
 
 def _measured(
