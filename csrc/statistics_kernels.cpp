@@ -1,5 +1,5 @@
 // Sums over a block of elements. Compiled once per instruction set, as cpu_kernels.cpp is, with the same bits from
-// each: element i goes to lane i % 16, in double, and nothing is contracted.
+// each: element i goes to lane i % 16, in double, and nothing is contracted but by name.
 #include <math.h>
 #include <string.h>
 
@@ -60,6 +60,19 @@ inline __attribute__((always_inline)) D doubles(const float* from) {
 #endif
 }
 
+// a * a + b, rounded once.
+inline double plus_square(double b, double a) { return fma(a, a, b); }
+inline __attribute__((always_inline)) D plus_square(D b, D a) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(a, a, b);
+#elif defined(__FMA__)
+  return _mm256_fmadd_pd(a, a, b);
+#else
+  for (int i = 0; i < kWidth; ++i) b[i] = plus_square(b[i], a[i]);
+  return b;
+#endif
+}
+
 // What may end within a register, or have elements that are not finite.
 template <class E>
 void one_by_one(const E* x, int64_t count, double shift, Sums& sums) {
@@ -71,7 +84,7 @@ void one_by_one(const E* x, int64_t count, double shift, Sums& sums) {
     }
     const double d = value - shift;
     sums.sum += d;
-    sums.squares += d * d;
+    sums.squares = plus_square(sums.squares, d);
     sums.zeros += value == 0;
     if (value < sums.min) sums.min = value;
     if (value > sums.max) sums.max = value;
@@ -107,7 +120,7 @@ void sums_of(const E* x, int64_t count, double shift, Sums& sums) {
     for (int v = 0; v < kSums; ++v) {
       const D value = doubles(x + i + v * kWidth), d = kShifted ? value - by : value;
       sum[v] += d;
-      squares[v] += d * d;
+      squares[v] = plus_square(squares[v], d);
     }
   }
   Sums all = sums;
