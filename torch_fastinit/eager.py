@@ -190,15 +190,22 @@ def warn_if_computed(tensor: Tensor) -> None:
     origin = base_of(tensor) if is_view(tensor) else tensor
     if origin is None or origin.grad_fn is None or torch.compiler.is_compiling():
         return
-    level, frame = 1, sys._getframe(0)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torch_fastinit"):
-        level, frame = level + 1, frame.f_back
     warnings.warn(
         f"The tensor to initialize is computed from others ({origin.grad_fn.name()}): the write changes this copy "
         "alone, and is lost where a module computes its weight anew. Initialize what it is computed from, such as "
         "module.parametrizations.weight.original (original0, weight_g, ...).",
-        stacklevel=level,
+        stacklevel=level_of_user(),
     )
+
+
+def level_of_user() -> int:
+    """The `stacklevel` with which a warning of the caller's points to a line outside of this library."""
+    if is_dynamo_compiling():
+        return 1  # which has no frames to look at
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torch_fastinit"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _dispatch(

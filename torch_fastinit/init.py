@@ -102,9 +102,9 @@ def _variance_scaled(
 
 
 def _has_no_elements(tensor: Tensor) -> bool:
-    """Whether there is nothing to scale (a fan may be 0): a warning to whoever called the caller's caller."""
+    """Whether there is nothing to scale (a fan may be 0), with a warning."""
     if 0 in tensor.shape:
-        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=4)
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=eager.level_of_user())
         return True
     return False
 

@@ -143,8 +143,9 @@ def _key(tensor: Tensor, initialiser: Callable[[Tensor], object]) -> Any:
     function, args, named = initialiser, (), {}
     if type(initialiser) is partial:
         function, args, named = initialiser.func, initialiser.args, initialiser.keywords
-    plain = getattr(function, "__module__", None) in ("torch_fastinit.init", "torch.nn.init") and all(
-        type(value) in (bool, int, float, str) for value in (*args, *named.values())
+    # By its globals: `functools.wraps` copies `__module__`. Sizes can be symbols.
+    plain = getattr(function, "__globals__", {}).get("__name__") in ("torch_fastinit.init", "torch.nn.init") and all(
+        type(value) in (bool, int, float, str) for value in (*args, *named.values(), *tensor.shape)
     )
     return (function, repr(args), repr(named), tensor.shape, tensor.dtype) if plain else None
 
@@ -152,8 +153,9 @@ def _key(tensor: Tensor, initialiser: Callable[[Tensor], object]) -> Any:
 def _asked_of(name: str, tensor: Tensor, initialiser: Callable[[Tensor], object]) -> Initializer:
     """The one distribution that an initialiser writes to a tensor of this shape and dtype."""
     key = _key(tensor, initialiser)
-    if key in _known:
-        return _known[key]
+    known = _known.get(key)  # in one step: another thread may clear it
+    if known is not None:
+        return known
     stand_in = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     asked = _Asked(stand_in)
     try:

@@ -119,7 +119,8 @@ def reflections(normals: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
     n, m = normals.shape[-2:]
     v = normals.triu_()
     first = v.diagonal(dim1=-2, dim2=-1)
-    norm = torch.linalg.vector_norm(v, dim=-1)
+    # (torch sums the squares of complex numbers one after the other: slowly, and with many roundings.)
+    norm = torch.linalg.vector_norm(torch.view_as_real(v).flatten(-2) if v.is_complex() else v, dim=-1)
     phase = _phase(first)
     # v.v / 2 in closed form: the diagonal of V V^H is less accurate. A vector of zeros is not reflected.
     half = norm.mul(norm + first.abs()).clamp_(min=torch.finfo(v.dtype).tiny)

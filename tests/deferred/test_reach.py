@@ -286,6 +286,32 @@ def test_views_of_one_tensor_in_a_set() -> None:
     assert {row.name: row.shape for row in fastinit.plan(module).rows} == {f"held.{i}": (i + 1,) for i in range(8)}
 
 
+def test_elements_of_a_set_that_know_the_set() -> None:
+    """To put a set in order, its elements are walked; so the set is, again."""
+
+    class Listener:
+        def __init__(self, model: nn.Module) -> None:
+            self.model, self.scale = model, torch.empty(3).normal_()
+
+    with fastinit.deferred():
+        model = nn.Linear(2, 2)
+        model.listeners = {Listener(model) for _ in range(3)}
+    names = [f"listeners.{i}.scale" for i in range(3)]
+    assert [row.name for row in fastinit.plan(model).rows] == ["weight", "bias", *names]
+
+
+def test_sets_in_sets() -> None:
+    def build(m: nn.Module) -> frozenset[Any]:
+        held = frozenset([torch.empty(1).normal_()])
+        for i in range(2, 40):
+            held = frozenset([held, (held, torch.empty(i).normal_())])
+        return held
+
+    with fastinit.deferred():
+        module = Case(build)
+    assert sorted(row.shape[0] for row in fastinit.plan(module).rows) == [*range(1, 40)]
+
+
 def test_what_is_behind_two_plain_modules_that_know_each_other() -> None:
     def build() -> nn.Module:
         first, second = nn.Linear(2, 2), nn.Linear(2, 2)

@@ -359,5 +359,9 @@ def test_a_wrong_argument_is_named_where_it_is_given() -> None:
 
 def test_xavier_of_no_elements_does_nothing_and_says_so() -> None:
     for fill in (like.mxnet.Xavier(), like.mxnet.MSRAPrelu()):
-        with pytest.warns(UserWarning, match="zero-element tensors is a no-op"):
+        with pytest.warns(UserWarning, match="zero-element tensors is a no-op") as seen:
             assert fill(torch.empty(0, 0)).shape == (0, 0)
+        assert [warning.filename for warning in seen] == [__file__]
+    with pytest.warns(UserWarning, match="zero-element tensors is a no-op") as seen:
+        fastinit.initialize(torch.nn.Linear(3, 0, bias=False), {"weight": init.lecun_normal_})
+    assert __file__ in [warning.filename for warning in seen if "no-op" in str(warning.message)]

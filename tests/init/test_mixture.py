@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from scipy import special, stats
 from support.bits import bits_of, expected
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import torch_fastinit as fastinit
 from torch_fastinit import init, like, mixture
@@ -333,3 +334,20 @@ def test_an_answer_is_kept_for_what_it_depends_on(monkeypatch: pytest.MonkeyPatc
     for shape in ((40, 8), (41, 8), (41, 8)):
         fastinit.mixture_(torch.empty(shape), [(0.5, init.kaiming_uniform_), (0.5, 0)])
     assert calls == [(41, 8)]
+
+
+def test_a_function_that_wraps_one_of_inits_is_asked_each_time() -> None:
+    bound = [1.0]
+
+    @wraps(init.uniform_)
+    def own(t: torch.Tensor) -> torch.Tensor:
+        return init.uniform_(t, -bound[0], bound[0])
+
+    fastinit.mixture_(torch.empty(40, 8), [(1, own)])
+    bound[0] = 100.0
+    assert fastinit.mixture_(torch.empty(40, 8), [(1, own)]).abs().max() > 1
+
+
+def test_sizes_that_are_symbols() -> None:
+    graph = make_fx(lambda t: fastinit.mixture_(t, [(1, init.uniform_)]), tracing_mode="symbolic")(torch.empty(5, 7))
+    assert "fastinit.fill_" in graph.code

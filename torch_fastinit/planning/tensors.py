@@ -93,11 +93,12 @@ def _members(
                 yield f"{path}.{name}" if path else name, tensor
 
 
-def _walk(items: _Named, seen: _Seen, opaque: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+def _walk(items: _Named, seen: _Seen, named: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors that objects hold, whatever these are, depth first.
 
     How an opaque object holds others differs between versions of Python. So the tensors that are found behind one, and
-    nowhere before, have numbers of their own; but for what is inside of another one, where `opaque` is True.
+    nowhere before, have numbers of their own. Where `named` is False, who asks puts what is found in an order: then
+    what an opaque object or a set holds has no names that last.
     """
     stack = [items]
     while stack:
@@ -108,9 +109,9 @@ def _walk(items: _Named, seen: _Seen, opaque: bool = False) -> Iterator[tuple[st
                 yield path, item
             if id(item) not in seen:
                 seen[id(item)] = item
-                below = _below(path, item, seen)
-                if not opaque and _is_opaque(item):
-                    behind = [tensor for _, tensor in _walk(below, seen, opaque=True) if id(tensor) not in seen]
+                below = _below(path, item, seen, named)
+                if named and _is_opaque(item):
+                    behind = [tensor for _, tensor in _walk(below, seen, named=False) if id(tensor) not in seen]
                     below = iter([(f"{path}.{i}", tensor) for i, tensor in enumerate(sorted(behind, key=_order))])
                 stack.append(below)
                 break
@@ -123,7 +124,7 @@ def _is_of_ranks(cls: Any) -> bool:
     return str(cls.__module__).startswith(_OF_RANKS)
 
 
-def _below(path: str, item: Any, seen: _Seen) -> _Named:
+def _below(path: str, item: Any, seen: _Seen, named: bool = True) -> _Named:
     if isinstance(item, torch.nn.Module):
         yield from item.named_parameters(path, remove_duplicate=False)
         yield from item.named_buffers(path, remove_duplicate=False)
@@ -132,7 +133,7 @@ def _below(path: str, item: Any, seen: _Seen) -> _Named:
                 seen[id(child)] = child
                 yield from _of_module(name, child)
     else:
-        for name, inner in _of_tensor(item) if isinstance(item, torch.Tensor) else _of_object(item):
+        for name, inner in _of_tensor(item) if isinstance(item, torch.Tensor) else _of_object(item, named):
             if inner.__class__ not in _PLAIN:
                 yield f"{path}.{name}", inner
 
@@ -168,7 +169,7 @@ def _is_bare(tensor: torch.Tensor) -> bool:
     )
 
 
-def _of_object(item: Any) -> _Named:
+def _of_object(item: Any, named: bool) -> _Named:
     """What an object holds, and by what names, in an order that is the same in every process."""
     if isinstance(item, dict):  # a key that is hashed by identity has no name that lasts
         for i, (key, inner) in enumerate(item.items()):
@@ -176,7 +177,8 @@ def _of_object(item: Any) -> _Named:
     elif isinstance(item, (list, tuple, deque)):
         yield from _numbered(item)
     elif isinstance(item, (set, frozenset)):
-        yield from _numbered(sorted((i for i in item if i.__class__ not in _PLAIN), key=_order_in_set))
+        items = [inner for inner in item if inner.__class__ not in _PLAIN]
+        yield from _numbered(sorted(items, key=_order_in_set)) if named else (("", inner) for inner in items)
     elif isinstance(item, types.FunctionType):
         for name, cell in zip(item.__code__.co_freevars, item.__closure__ or (), strict=True):
             with contextlib.suppress(ValueError):  # nothing is in the cell yet
@@ -243,7 +245,7 @@ def _order(tensor: torch.Tensor) -> list[_Order]:
 
 def _order_in_set(item: Any) -> list[Any]:
     """Where an element of a set comes: elements have no order but that of the deferred tensors in them."""
-    found = sorted((_order(tensor), path) for path, tensor in _walk(iter((("", item),)), {}))
+    found = sorted((_order(tensor), path) for path, tensor in _walk(iter((("", item),)), {}, named=False))
     return found or [([([math.inf], ())], "")]
 
 
