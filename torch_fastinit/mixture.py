@@ -139,12 +139,12 @@ _known: dict[Any, Initializer] = {}
 
 
 def _key(tensor: Tensor, initialiser: Callable[[Tensor], object]) -> Any:
-    """What the answer of a function of `init`'s depends on; arguments as text, where 0.0 is not -0.0, nor 1 True."""
+    """What the answer of a function of our `init` depends on; arguments as text, where 0.0 is not -0.0, nor 1 True."""
     function, args, named = initialiser, (), {}
     if type(initialiser) is partial:
         function, args, named = initialiser.func, initialiser.args, initialiser.keywords
     # By its globals: `functools.wraps` copies `__module__`. Sizes can be symbols.
-    plain = getattr(function, "__globals__", {}).get("__name__") in ("torch_fastinit.init", "torch.nn.init") and all(
+    plain = getattr(function, "__globals__", {}).get("__name__") == "torch_fastinit.init" and all(
         type(value) in (bool, int, float, str) for value in (*args, *named.values(), *tensor.shape)
     )
     return (function, repr(args), repr(named), tensor.shape, tensor.dtype) if plain else None
