@@ -86,6 +86,11 @@ class _Name:
         shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         given = dict(arguments)
         for name, value in given.items():
+            if isinstance(value, Tensor) and value.dim() > 0 and name != "value":
+                raise TypeError(
+                    f"{self._text}: {name} cannot be a tensor of shape {tuple(value.shape)}. {self._text}(...) makes "
+                    f"an initialiser, which then fills a tensor: {self._text}(...)(tensor)"
+                )
             if name in _NUMBERS:
                 arguments[name] = self._number(name, value)
         seed = arguments.pop("seed", None)

@@ -22,7 +22,7 @@ from torch_fastinit.execution.swap import put_in_place, refuse_held
 from torch_fastinit.ops import Region
 from torch_fastinit.planning.devices import DeviceOf, DeviceRule, devices_of
 from torch_fastinit.planning.draws import assign_draws, pin, taken_before, taking
-from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten
+from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten, check_dtype
 from torch_fastinit.planning.promises import note
 from torch_fastinit.planning.report import Plan, rows
 from torch_fastinit.planning.rules import RuleSet, match
@@ -102,7 +102,8 @@ def materialize(
 
     Raises:
         TypeError: `module` is not a module, `seed` not an integer, `device`, `dtype`, `names` or `shards` is or returns
-            something of another type; a key or a value of `init` is of a kind that means nothing.
+            something of another type, or `dtype` one that is neither floating-point nor complex; a key or a value of
+            `init` is of a kind that means nothing.
         ImportError: `progress=True`, and there is no tqdm.
         RuntimeError: a tensor is on the plain meta device and `reset` is False, or no method resets it, or two do so
             differently, or one needs arguments; nothing writes a parameter; torch holds a tensor as it is; the device
@@ -421,6 +422,8 @@ def _check(dtype: Any = None, names: Any = None, shards: Any = None, unwritten: 
     """Raise for arguments of kinds that mean nothing."""
     if dtype is not None and not isinstance(dtype, torch.dtype) and not is_function(dtype):
         raise TypeError(f"dtype must be a torch.dtype such as torch.bfloat16, or a function, not {dtype!r}")
+    if isinstance(dtype, torch.dtype):
+        check_dtype(dtype, "dtype")
     function_or_none(names, "names", "a function from a tensor's name to its name in the random stream")
     if not isinstance(shards, Mapping):
         function_or_none(shards, "shards", "a mapping from names to fastinit.Region, or a function of a name")

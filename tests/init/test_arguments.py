@@ -116,6 +116,16 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         TypeError,
         "dtype must be a torch.dtype such as torch.bfloat16, or",
     ),
+    "a dtype of integers": (
+        lambda: materialize(dtype=torch.int8),
+        TypeError,
+        "dtype must be a floating-point or complex dtype, as of module.to.., not torch.int8",
+    ),
+    "a dtype of truth values": (
+        lambda: plan(dtype=lambda name, tensor: torch.bool),
+        TypeError,
+        "dtype for 'weight' must be a floating-point or complex dtype, .* not torch.bool",
+    ),
     "dtype of a plan": (lambda: plan(dtype=3), TypeError, "dtype must be a torch.dtype such as torch.bfloat16, or a"),
     "a bound that is too large": (lambda: init.uniform_(T, 0, 10**400), OverflowError, "b is an integer that is too"),
     "no mean": (partial(init.normal_, T, None), TypeError, "mean must be a float, not NoneType"),

@@ -351,6 +351,12 @@ def test_a_wrong_argument_is_named_where_it_is_given() -> None:
         (lambda: like.keras.Constant("a"), TypeError, "value must be a number or an array of numbers, not 'a'"),
         (lambda: like.jax.constant(None), TypeError, "value must be a number or an array of numbers, not None"),
         (lambda: like.keras.HeNormal(seed=1.5), TypeError, "keras.HeNormal: seed must be an integer, not 1.5"),
+        (
+            lambda: like.jax.lecun_normal(torch.empty(3, 3)),
+            TypeError,
+            r"jax.lecun_normal: in_axis cannot be a tensor of shape \(3, 3\)..*makes an initialiser",
+        ),
+        (lambda: like.keras.HeNormal(torch.empty(3)), TypeError, r"HeNormal\(...\)\(tensor\)"),
         (lambda: like.keras.HeNormal(seed="a"), TypeError, "keras.HeNormal: seed must be an integer, not 'a'"),
     ]:
         with pytest.raises(error, match=message):

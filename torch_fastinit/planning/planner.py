@@ -296,10 +296,21 @@ def result_dtype(dtype: DtypeRule, name: str, tensor: torch.Tensor) -> torch.dty
     """The dtype that `materialize(dtype=)` asks for."""
     if dtype is None:
         return tensor.dtype
+    of_numbers = tensor.is_floating_point() or tensor.is_complex()
     if isinstance(dtype, torch.dtype):
-        wanted: Any = dtype if tensor.is_floating_point() or tensor.is_complex() else None
+        wanted: Any = dtype if of_numbers else None
     else:
         wanted = dtype(name, tensor)
-    if wanted is not None and not isinstance(wanted, torch.dtype):
+    if wanted is None:
+        return tensor.dtype
+    if not isinstance(wanted, torch.dtype):
         raise TypeError(f"dtype for {name!r} must be a torch.dtype or None, not {wanted!r}")
-    return tensor.dtype if wanted is None else wanted
+    if of_numbers:
+        check_dtype(wanted, f"dtype for {name!r}")
+    return wanted
+
+
+def check_dtype(dtype: torch.dtype, name: str) -> None:
+    """Raise, as `module.to` does, for a dtype that no weight is cast to."""
+    if not (dtype.is_floating_point or dtype.is_complex):
+        raise TypeError(f"{name} must be a floating-point or complex dtype, as of module.to(), not {dtype}")
