@@ -56,7 +56,17 @@ class Initialiser:
 
 
 class _Name:
-    """A name of another framework; `make` takes its arguments, but for `seed`, and returns what fills a tensor."""
+    """A name of another framework: called with the arguments that it has there, it gives an initialiser for tensors.
+
+    docs/porting.md has each name's formula. `make` takes the arguments, but for `seed`, and gives what fills a tensor.
+
+    Example:
+        >>> import torch
+        >>> from torch_fastinit import like
+        >>> init = like.jax.lecun_normal()
+        >>> init, init(torch.empty(2, 3)).shape
+        (like.jax.lecun_normal(in_axis=1, out_axis=0, batch_axis=()), torch.Size([2, 3]))
+    """
 
     def __init__(self, make: Callable[..., Callable[..., object]], seeded: bool = False) -> None:
         self._make, self._seeded = make, seeded

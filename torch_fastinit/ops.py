@@ -61,7 +61,11 @@ _library.define(
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """The box `[offsets, offsets + tensor.shape)` of a logical tensor of shape `shape`.
+    """Which part of a larger tensor a tensor is: a box in it that has the tensor's own shape.
+
+    Args:
+        shape: the larger tensor's shape.
+        offsets: where in it the part begins: an index for each dimension.
 
     Raises:
         TypeError: `shape` or `offsets` is not a sequence of integers.

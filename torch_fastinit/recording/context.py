@@ -17,7 +17,7 @@ from torch_fastinit.recording.tensor import holds_deferred
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Make everything that is created inside a deferred tensor: no memory, no random numbers.
+    """A context in which every tensor that is created is deferred: no memory, no random numbers.
 
     Modules built inside have parameters and buffers of the right shape, dtype, stride, `requires_grad`, names and
     ties, and `torch_fastinit.materialize` gives them their memory and values. Code inside believes that it runs
