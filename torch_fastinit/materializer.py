@@ -21,7 +21,7 @@ from torch_fastinit.execution.rules import Preparation
 from torch_fastinit.execution.swap import put_in_place, refuse_held
 from torch_fastinit.ops import Region
 from torch_fastinit.planning.devices import DeviceOf, DeviceRule, devices_of
-from torch_fastinit.planning.draws import assign_draws, pin, taken_before, taking
+from torch_fastinit.planning.draws import assign_draws, pin, repeated, taking
 from torch_fastinit.planning.planner import Assignment, DtypeRule, Planner, Unwritten, check_dtype
 from torch_fastinit.planning.promises import note
 from torch_fastinit.planning.report import Plan, rows
@@ -378,7 +378,7 @@ def _materialize(
             executor = ParityExecutor(plan, deferred, 0, draws)
         else:
             executor = Executor(plan, deferred, agreement.seed, draws)
-            _warn_of_equal_blocks(executor)
+            _warn_of_equal_names(executor)
         if options.verify:
             _verify(executor)
         with options.progress as executor.progress:
@@ -436,18 +436,18 @@ def _key(seed: Any) -> int | None:
     return None if seed is None else to_signed(integer(seed, "seed"))
 
 
-def _warn_of_equal_blocks(executor: Executor) -> None:
-    """Warn, once a recording, of tensors that repeat the numbers of other ones, as equal blocks do one by one."""
-    equal = taken_before(executor.draws, executor.seed)
+def _warn_of_equal_names(executor: Executor) -> None:
+    """Warn, once a recording, of tensors that repeat the numbers of others, as equal blocks do one by one."""
+    equal = repeated(executor.draws, executor.seed)
     tapes = {entry.tape for entry in executor.draws}
     if equal and not any(tape.warned for tape in tapes):
         for tape in tapes:
             tape.warned = True
         warnings.warn(
-            f"{listed(equal)}: other tensors of the same recording were materialised by these names with this seed, so "
-            "these get the same random numbers. Call fastinit.pin_names(model) on the whole model first, or pass "
-            'names=, which gives a tensor its name in the whole model, as in names=lambda name: f"blocks.1.{name}", or '
-            "another seed",
+            f"{listed(equal)}: other tensors have these names in the random stream under this seed, too, so they get "
+            "the same random numbers. Of parts that are materialised one by one, call fastinit.pin_names(model) on the "
+            "whole model first, or pass names=, which gives a tensor its name in the whole model, as in names=lambda "
+            'name: f"blocks.1.{name}", or another seed',
             stacklevel=5,
         )
 

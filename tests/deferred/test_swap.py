@@ -210,6 +210,14 @@ def test_equal_blocks_are_warned_of_once():
     assert not torch.equal(model[0].weight, model[3].weight)
 
 
+def test_tensors_that_names_makes_one_are_warned_of():
+    model = deferred(two)
+    with pytest.warns(UserWarning, match=r"^'weight', 'bias': other tensors have these names") as caught:
+        fastinit.materialize(model, seed=0, names=lambda name: name.split(".")[-1])
+    assert caught[0].filename == __file__
+    assert torch.equal(model[0].weight, model[1].weight)
+
+
 def test_other_names_seeds_recordings_and_copies_are_not_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -70,15 +70,15 @@ def _refuse_later_draws(target: Target, local: Value, logical: Value | None) -> 
             )
 
 
-def taken_before(draws: Mapping[Entry, Draw], seed: int) -> list[str]:
-    """The names whose draws would repeat other draws of their recording that were materialised with the same seed."""
-    return list(
-        dict.fromkeys(
-            name
-            for entry, (name, number) in draws.items()
-            if entry.tape.taken.get((seed, name, number), entry) is not entry
-        )
-    )
+def repeated(draws: Mapping[Entry, Draw], seed: int) -> list[str]:
+    """The names whose draws would repeat others: of these, or of their recording, materialised with the same seed."""
+    first: dict[Draw, Entry] = {}
+    names: dict[str, None] = {}
+    for entry, (name, number) in draws.items():
+        before = first.setdefault((name, number), entry)
+        if before is not entry or entry.tape.taken.get((seed, name, number), entry) is not entry:
+            names[name] = None
+    return list(names)
 
 
 def taking(draws: Mapping[Entry, Draw], seed: int) -> list[Callable[[], object]]:
