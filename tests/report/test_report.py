@@ -287,7 +287,10 @@ def test_a_plan_promises_for_a_model_that_was_built_eagerly() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["uniform", "truncated", "small", "normal", "sparse"])
 def test_torch_in_narrow_dtypes_is_not_blamed(name: str, dtype: torch.dtype) -> None:
-    """Its uniforms have few values there, and its bounds are rounded outwards: of these alone nothing is promised."""
+    """Its uniforms have few values there, its bounds are rounded outwards, and torch 2.11 makes normals of these.
+
+    A normal that is cast is a normal of the narrow dtype, so that nobody knows which it was.
+    """
     init = {"small": lambda w: nn.init.trunc_normal_(w, std=0.02, a=-0.04, b=0.04), **INITIALISERS}[name]
 
     def build(made: torch.dtype) -> nn.Module:
@@ -301,7 +304,10 @@ def test_torch_in_narrow_dtypes_is_not_blamed(name: str, dtype: torch.dtype) -> 
             twin = build(made)
         row = only(build(made), plan=fastinit.plan(twin))
         assert row.faults == ()
-        assert (row.expected_std is None) == (made is dtype and name in ("uniform", "truncated", "small"))
+        coarse = made is dtype and name in ("uniform", "truncated", "small")
+        if torch.__version__ < (2, 12):
+            coarse = coarse or name in ("normal", "sparse")
+        assert (row.expected_std is None) == coarse
 
 
 def test_rules_and_initialize_promise_too() -> None:

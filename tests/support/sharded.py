@@ -84,14 +84,14 @@ def local(tensor: Tensor) -> Tensor:
 def _can_gather(tensor: DTensor) -> bool:
     if any("Strided" in str(placement) for placement in tensor.placements):
         return False
-    return torch.__version__ >= (2, 11) or tensor.device_mesh.ndim == 1
+    return torch.__version__ >= (2, 12) or tensor.device_mesh.ndim == 1
 
 
 def different(model: nn.Module, indices: nn.Module, expected: nn.Module, strip: str = "") -> list[str]:
     """The names of tensors of `model` that are not what `indices`, sharded alike, says of `expected`.
 
     `full_tensor()` is compared, too, where torch can gather: it cannot where the mesh does not divide strided shards,
-    and torch 2.10 not always on a mesh of several dimensions.
+    and torch 2.10 and 2.11 not always on a mesh of several dimensions.
     """
     want = {**dict(expected.named_parameters(remove_duplicate=False)), **dict(expected.named_buffers())}
     where = dict(indices.named_parameters(remove_duplicate=False))

@@ -26,6 +26,11 @@ from torch_fastinit.planning.planner import Assignment, Filled, Zeros
 from torch_fastinit.recording.memory import View
 from torch_fastinit.reporting.laws import CACHED, FARTHEST, FARTHEST_64, Law, law_of, point
 
+#: What torch itself draws coarsely in dtypes of two bytes: uniforms of few values, bounds that are rounded outwards,
+#: and before torch 2.12 normals that are made of such uniforms.
+_COARSE: tuple[type[Initializer], ...] = (Uniform, TruncatedNormal)
+if torch.__version__ < "2.12":  # as versions are compared
+    _COARSE += (Normal,)
 #: So many values, each of a law.
 Part = tuple[Law, int]
 
@@ -190,10 +195,10 @@ def _constants(value: complex, dtype: torch.dtype) -> list[Law]:
 
 
 def _law(initializer: Initializer, dtype: torch.dtype, of_stream: bool) -> Law | None:
-    """torch's own normals may lie as far out as any in float64."""
+    """The law of values of the stream, or of torch's own, whose normals may lie as far out as any in float64."""
     if not dtype.is_floating_point:
         return None
     drawn, made = (initializer.draw, initializer.dtype) if isinstance(initializer, Program) else (initializer, dtype)
-    if not of_stream and made.itemsize <= 2 and isinstance(drawn, (Uniform, TruncatedNormal)):
-        return None  # torch's have few values there, and bounds that are rounded outwards
+    if not of_stream and made.itemsize <= 2 and isinstance(drawn, _COARSE):
+        return None
     return law_of(initializer, dtype, FARTHEST if of_stream and dtype is not torch.float64 else FARTHEST_64)
