@@ -433,7 +433,7 @@ def test_blocks_that_repeat_each_other_are_told_apart() -> None:
     model = in_a_context(lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
     rules = {"weight": init.normal_, "bias": 0}
     fastinit.materialize(model[0], seed=1, init=rules)
-    with pytest.warns(UserWarning, match="'weight': other tensors of the same recording"):
+    with pytest.warns(UserWarning, match="'weight': other tensors have these names"):
         fastinit.materialize(model[1], seed=1, init=rules)
 
 
